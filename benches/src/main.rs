@@ -1,0 +1,2 @@
+//! ember-benches
+fn main() {}

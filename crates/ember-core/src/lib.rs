@@ -1,0 +1,2 @@
+//! Sandboxes: real Linux microVMs behind a value.
+#![forbid(unsafe_code)]

@@ -1,0 +1,5 @@
+//! What differs between processor architectures, one folder each, behind one small seam: every
+//! folder offers the same names, and the rest of the crate uses them through this module.
+
+#[cfg(target_arch = "x86_64")]
+mod x86_64;

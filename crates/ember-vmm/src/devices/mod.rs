@@ -1,0 +1,3 @@
+//! The devices of a guest, one folder each.
+
+pub mod virtio;

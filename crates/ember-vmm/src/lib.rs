@@ -1,0 +1,11 @@
+//! A small KVM monitor: a virtual machine as a value.
+//!
+//! A `Vm` owns everything its guest needs: memory, virtual CPUs, interrupt chip and devices. It
+//! can be started, paused, resumed and stopped from any thread, and dropping it frees everything.
+//! Nothing here is process-wide except the kick signal, whose number the embedder can choose.
+
+mod arch;
+pub mod devices;
+mod event_loop;
+pub mod kernel;
+mod memory;

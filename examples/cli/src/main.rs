@@ -1,0 +1,2 @@
+//! ember-cli
+fn main() {}

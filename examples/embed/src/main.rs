@@ -1,0 +1,2 @@
+//! ember-embed
+fn main() {}
