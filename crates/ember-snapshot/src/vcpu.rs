@@ -60,7 +60,11 @@ impl fmt::Display for VcpuRegisters {
             "r9 ={:016x} r10={:016x} r11={:016x} r12={:016x}",
             self.r9, self.r10, self.r11, self.r12
         )?;
-        writeln!(f, "r13={:016x} r14={:016x} r15={:016x}", self.r13, self.r14, self.r15)?;
+        writeln!(
+            f,
+            "r13={:016x} r14={:016x} r15={:016x}",
+            self.r13, self.r14, self.r15
+        )?;
         write!(
             f,
             "cr0={:08x} cr2={:016x} cr3={:016x} cr4={:08x} efer={:08x}",

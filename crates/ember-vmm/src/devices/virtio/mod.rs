@@ -11,6 +11,7 @@
 pub mod balloon;
 pub mod block;
 pub mod entropy;
+pub(crate) mod mmio;
 pub mod network;
 pub mod vsock;
 
@@ -131,7 +132,8 @@ impl Interrupt {
     }
 
     fn raise(&self, why: u32) {
-        self.status.fetch_or(why, std::sync::atomic::Ordering::SeqCst);
+        self.status
+            .fetch_or(why, std::sync::atomic::Ordering::SeqCst);
         // An eventfd write fails only if the counter would overflow, and then the line is
         // raised already.
         let _ = self.line.write(1);

@@ -1,0 +1,52 @@
+//! The VM generation id: 16 bytes in guest memory that change when the guest became another one
+//! ("Virtual Machine Generation ID", Microsoft 2012; Linux `drivers/virt/vmgenid.c`), and the
+//! interrupt that says so.
+
+use std::io;
+use std::sync::Arc;
+
+use vm_memory::Bytes;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::arch::layout::GENERATION_ID;
+use crate::memory::GuestMemory;
+
+/// Tells a guest that it is a new one. A clone is another handle.
+#[derive(Clone, Debug)]
+pub struct GenerationId {
+    memory: GuestMemory,
+    line: Arc<EventFd>,
+}
+
+impl GenerationId {
+    /// Puts the first id into guest memory, without an interrupt: nobody runs yet.
+    pub(crate) fn new(memory: GuestMemory, first: [u8; 16]) -> io::Result<Self> {
+        let device = Self {
+            memory,
+            line: Arc::new(EventFd::new(EFD_NONBLOCK)?),
+        };
+        device.store(first)?;
+        Ok(device)
+    }
+
+    /// The eventfd that raises the device's interrupt line.
+    pub(crate) fn interrupt_line(&self) -> &EventFd {
+        &self.line
+    }
+
+    /// Gives the guest a new id and announces it. The guest's kernel reseeds its random number
+    /// generator from it; the time between the write and the end of its handler is not covered.
+    ///
+    /// # Errors
+    /// If the guest's memory has no place for it, which a VM that was built has.
+    pub fn set(&self, id: [u8; 16]) -> io::Result<()> {
+        self.store(id)?;
+        self.line.write(1)
+    }
+
+    fn store(&self, id: [u8; 16]) -> io::Result<()> {
+        self.memory
+            .write_slice(&id, GENERATION_ID)
+            .map_err(io::Error::other)
+    }
+}

@@ -1,0 +1,162 @@
+//! A virtual machine as a value.
+
+mod build;
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::config::VmConfig;
+use crate::devices::bus::Bus;
+use crate::devices::generation_id::GenerationId;
+use crate::devices::serial::Console;
+use crate::devices::virtio::balloon::BalloonHandle;
+use crate::devices::virtio::vsock::VsockHandle;
+use crate::event_loop::EventLoop;
+use crate::exit::ExitReason;
+use crate::memory::VmWithMemory;
+use crate::vcpu::{Mode, VcpuControl};
+
+pub use build::BuildError;
+
+/// A virtual machine.
+///
+/// It is built paused; [`Vm::start`] lets it run. Every method can be called from any thread. A VM
+/// that ended stays ended. Dropping it stops it, waits for its threads (some milliseconds), and
+/// frees everything it held.
+pub struct Vm {
+    control: Arc<VcpuControl>,
+    event_loop: EventLoop,
+    vcpu_threads: Mutex<Vec<JoinHandle<()>>>,
+    bus: Arc<Bus>,
+    vsock: Option<VsockHandle>,
+    balloon: Option<BalloonHandle>,
+    generation_id: Option<GenerationId>,
+    vm: VmWithMemory,
+}
+
+/// The VM ended, so it can be neither started nor paused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the VM has ended: {0}")]
+pub struct Ended(pub ExitReason);
+
+impl Vm {
+    /// Builds a VM that is ready to start: memory, vCPUs, devices and threads exist, and no
+    /// instruction of the guest has been executed.
+    ///
+    /// # Errors
+    /// If the configuration is out of bounds, or the host refuses a part of it; nothing is left
+    /// behind.
+    pub fn new(config: VmConfig) -> Result<Self, BuildError> {
+        build::build(config)
+    }
+
+    /// Lets the vCPUs run.
+    ///
+    /// # Errors
+    /// If the VM has ended.
+    pub fn start(&self) -> Result<(), Ended> {
+        self.event_loop.resume();
+        self.set_mode(Mode::Running)
+    }
+
+    /// Returns when no vCPU is in the guest and no device works. Until [`Vm::resume`], nothing
+    /// changes the guest's memory or state.
+    ///
+    /// # Errors
+    /// If the VM has ended.
+    pub fn pause(&self) -> Result<(), Ended> {
+        self.set_mode(Mode::Paused)?;
+        self.control.wait_parked();
+        self.event_loop.pause();
+        Ok(())
+    }
+
+    /// Goes on after [`Vm::pause`].
+    ///
+    /// # Errors
+    /// If the VM has ended.
+    pub fn resume(&self) -> Result<(), Ended> {
+        self.start()
+    }
+
+    /// Ends the VM, now. The guest notices nothing; it has no time to write anything back.
+    pub fn stop(&self) {
+        self.control.finish(ExitReason::Stopped);
+    }
+
+    /// Waits until the VM ends and says why.
+    pub fn wait(&self) -> ExitReason {
+        // Without a deadline there is always an answer.
+        self.control.wait_exit(None).unwrap_or(ExitReason::Stopped)
+    }
+
+    /// Waits at most `timeout` for the VM to end. `None`: it has not.
+    pub fn wait_timeout(&self, timeout: Duration) -> Option<ExitReason> {
+        self.control.wait_exit(Instant::now().checked_add(timeout))
+    }
+
+    /// Why the VM ended, if it did.
+    pub fn exit(&self) -> Option<ExitReason> {
+        self.control.exit()
+    }
+
+    /// Has `callback` called once when the VM ends: on the thread that ended it, so it must be
+    /// quick, or at once if it has ended.
+    pub fn on_exit(&self, callback: Box<dyn FnOnce(&ExitReason) + Send>) {
+        self.control.on_exit(callback);
+    }
+
+    /// The guest channel, if the VM has one.
+    pub fn vsock(&self) -> Option<VsockHandle> {
+        self.vsock.clone()
+    }
+
+    /// The balloon, if the VM has one.
+    pub fn balloon(&self) -> Option<BalloonHandle> {
+        self.balloon.clone()
+    }
+
+    /// The VM generation id, if the VM has one.
+    pub fn generation_id(&self) -> Option<GenerationId> {
+        self.generation_id.clone()
+    }
+
+    /// The serial console.
+    pub fn console(&self) -> Console {
+        self.bus.serial.console().clone()
+    }
+
+    /// The size of the guest's memory in bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+        self.vm.memory().iter().map(GuestMemoryRegion::len).sum()
+    }
+
+    fn set_mode(&self, mode: Mode) -> Result<(), Ended> {
+        if self.control.set_mode(mode) {
+            return Ok(());
+        }
+        Err(Ended(self.control.exit().unwrap_or(ExitReason::Stopped)))
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        self.stop();
+        let threads =
+            std::mem::take(&mut *self.vcpu_threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            // A panic of the thread was reported where it happened.
+            let _ = thread.join();
+        }
+        self.event_loop.stop();
+    }
+}
+
+impl fmt::Debug for Vm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vm").field("control", &self.control).finish_non_exhaustive()
+    }
+}
