@@ -15,6 +15,13 @@ pub(crate) mod mmio;
 pub mod network;
 pub mod vsock;
 
+mod chain;
+mod config_space;
+mod positioned_io;
+mod queue;
+#[cfg(test)]
+mod testing;
+
 use std::fmt;
 use std::io;
 

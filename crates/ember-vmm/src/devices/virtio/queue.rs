@@ -1,0 +1,290 @@
+//! What every device does with its queues: take chains, give them back, interrupt the driver, and
+//! stop where a turn ends.
+//!
+//! All devices of a VM share one thread. A turn on a queue is therefore bounded, in chains and in
+//! bytes; what is left is served in a later turn, after the other devices had theirs.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VRING_AVAIL_F_NO_INTERRUPT};
+use virtio_queue::{QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::epoll::EventSet;
+
+use super::chain::{Chain, ChainError};
+use super::{ActivateError, Activation, Interrupt, Queue};
+use crate::event_loop::EventRegistry;
+use crate::memory::GuestMemory;
+
+/// The feature bit of notification suppression by index, which everything here honours.
+pub(crate) const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
+
+/// After so many bytes a turn ends, however few chains they came in.
+const TURN_BYTES: u64 = 4 << 20;
+
+/// Why a device stopped serving its queues until the driver resets it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum QueueError {
+    /// The rings themselves make no sense.
+    #[error("the ring cannot be used")]
+    Ring(#[from] virtio_queue::Error),
+    /// The rings cannot be accessed.
+    #[error("the ring is outside guest memory")]
+    Memory(#[from] vm_memory::GuestMemoryError),
+    /// A chain makes no sense.
+    #[error("a descriptor chain is malformed")]
+    Chain(#[from] ChainError),
+    /// A request breaks a rule of its device, and there is no way to tell the driver.
+    #[error("the driver sent {0}")]
+    Request(&'static str),
+}
+
+/// How a turn on a queue ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// Nothing is left; the driver will ring the doorbell.
+    Done,
+    /// There may be more: take another turn ([`Turns::later`]).
+    More,
+}
+
+/// A device between activation and reset.
+#[derive(Debug)]
+pub(crate) struct Active {
+    pub(crate) memory: GuestMemory,
+    pub(crate) interrupt: Interrupt,
+    queues: Vec<DeviceQueue>,
+    name: &'static str,
+    broken: bool,
+}
+
+impl Active {
+    /// Takes over what the driver set up. The first `required` queues must be ready.
+    pub(crate) fn new(
+        name: &'static str,
+        activation: Activation,
+        required: usize,
+    ) -> Result<Self, ActivateError> {
+        let Activation {
+            memory,
+            queues,
+            interrupt,
+            features,
+        } = activation;
+        for index in 0..required {
+            if !queues.get(index).is_some_and(QueueT::ready) {
+                return Err(ActivateError::QueueNotReady(index));
+            }
+        }
+        let queues = queues
+            .into_iter()
+            .map(|queue| DeviceQueue::new(queue, features))
+            .collect::<Vec<_>>();
+        Ok(Self {
+            memory,
+            interrupt,
+            queues,
+            name,
+            broken: false,
+        })
+    }
+
+    /// Whether the driver broke the rules, so that nothing is served until a reset.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// Takes one turn on queue `index`: hands each chain to `serve`, which says how many bytes it
+    /// wrote to the chain's writable buffers.
+    pub(crate) fn serve(
+        &mut self,
+        index: usize,
+        mut serve: impl FnMut(&GuestMemory, &Chain) -> Result<u32, QueueError>,
+    ) -> Turn {
+        self.with_queue(index, |queue, memory| {
+            let mut chains = 0;
+            let mut bytes = 0;
+            queue.queue.disable_notification(memory)?;
+            loop {
+                while let Some(chain) = queue.pop(memory)? {
+                    chains += 1;
+                    bytes += chain.len();
+                    let written = serve(memory, &chain)?;
+                    queue.push(memory, chain, written)?;
+                    if chains >= queue.queue.size() || bytes >= TURN_BYTES {
+                        return Ok(Turn::More);
+                    }
+                }
+                if !queue.queue.enable_notification(memory)? {
+                    return Ok(Turn::Done);
+                }
+            }
+        })
+        .unwrap_or(Turn::Done)
+    }
+
+    /// Lets `work` have queue `index`, then interrupts the driver if chains went back to it.
+    /// `None` if the queue is not served: it was not made ready, or the driver broke the rules, now
+    /// or before.
+    pub(crate) fn with_queue<T>(
+        &mut self,
+        index: usize,
+        work: impl FnOnce(&mut DeviceQueue, &GuestMemory) -> Result<T, QueueError>,
+    ) -> Option<T> {
+        let queue = self
+            .queues
+            .get_mut(index)
+            .filter(|queue| queue.queue.ready())?;
+        if self.broken {
+            return None;
+        }
+        let worked = work(queue, &self.memory);
+        // Chains that were served before an error are the driver's again, and it waits for them.
+        let notified = queue.notify(&self.memory, &self.interrupt);
+        match worked.and_then(|value| notified.map(|()| value)) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                tracing::warn!(
+                    device = self.name,
+                    queue = index,
+                    error = &error as &dyn std::error::Error,
+                    "the driver broke the rules; its device stands still until it is reset"
+                );
+                self.broken = true;
+                None
+            }
+        }
+    }
+}
+
+/// One queue of an active device.
+#[derive(Debug)]
+pub(crate) struct DeviceQueue {
+    queue: Queue,
+    /// An old chain whose memory the next one uses.
+    spare: Chain,
+    /// Whether chains went back that the driver may not know of.
+    unannounced: bool,
+}
+
+impl DeviceQueue {
+    fn new(mut queue: Queue, features: u64) -> Self {
+        queue.set_event_idx(features & EVENT_IDX != 0);
+        Self {
+            queue,
+            spare: Chain::default(),
+            unannounced: false,
+        }
+    }
+
+    /// The next chain the driver made available.
+    pub(crate) fn pop(&mut self, memory: &GuestMemory) -> Result<Option<Chain>, QueueError> {
+        // `iter` refuses an index that is more than a queue ahead.
+        let Some(chain) = self.queue.iter(memory)?.next() else {
+            return Ok(None);
+        };
+        let head = chain.head_index();
+        let mut chain = std::mem::take(&mut self.spare);
+        let table = GuestAddress(self.queue.desc_table());
+        chain.read(memory, table, self.queue.size(), head)?;
+        Ok(Some(chain))
+    }
+
+    /// Gives a chain back to the driver with `written` bytes in its writable buffers.
+    pub(crate) fn push(
+        &mut self,
+        memory: &GuestMemory,
+        chain: Chain,
+        written: u32,
+    ) -> Result<(), QueueError> {
+        self.queue.add_used(memory, chain.head(), written)?;
+        self.spare = chain;
+        self.unannounced = true;
+        Ok(())
+    }
+
+    /// Asks for a doorbell at the next chain. True if there is one already, which then may come
+    /// without a doorbell.
+    pub(crate) fn ask_for_doorbell(&mut self, memory: &GuestMemory) -> Result<bool, QueueError> {
+        Ok(self.queue.enable_notification(memory)?)
+    }
+
+    fn notify(&mut self, memory: &GuestMemory, interrupt: &Interrupt) -> Result<(), QueueError> {
+        if !std::mem::take(&mut self.unannounced) {
+            return Ok(());
+        }
+        // Also the fence between the used ring and the flags below.
+        if !self.queue.needs_notification(memory)? {
+            return Ok(());
+        }
+        // Without event indices, the driver says by a flag that it does not want to be interrupted
+        // (specification section 2.7.7).
+        if !self.queue.event_idx_enabled() {
+            let flags = u16::from_le(memory.read_obj(GuestAddress(self.queue.avail_ring()))?);
+            if u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT != 0 {
+                return Ok(());
+            }
+        }
+        interrupt.used();
+        Ok(())
+    }
+}
+
+/// A device's way to be called again: an event of its own that the device thread watches, and the
+/// queues that wait for another turn.
+#[derive(Debug)]
+pub(crate) struct Turns {
+    event: EventFd,
+    events: Option<EventRegistry>,
+    waiting: u32,
+}
+
+impl Turns {
+    /// No queue waits, and nothing is watched yet.
+    pub(crate) fn new() -> io::Result<Self> {
+        let event =
+            EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
+        Ok(Self {
+            event,
+            events: None,
+            waiting: 0,
+        })
+    }
+
+    /// Has the event watched under `token`.
+    pub(crate) fn attach(&mut self, events: &EventRegistry, token: u32) -> io::Result<()> {
+        events.add(self.event.as_fd(), token, EventSet::IN)?;
+        self.events = Some(events.clone());
+        Ok(())
+    }
+
+    /// Queue `index` waits for another turn.
+    pub(crate) fn later(&mut self, index: usize) {
+        self.waiting |= 1 << index;
+        // Fails only if the counter would overflow, and then the event is raised already.
+        let _ = self.event.write(1);
+    }
+
+    /// The queues that waited, as a set of bits, when the event was reported.
+    pub(crate) fn take(&mut self) -> u32 {
+        // Fails only if the event was not raised.
+        let _ = self.event.read();
+        std::mem::take(&mut self.waiting)
+    }
+
+    /// No queue waits any more.
+    pub(crate) fn clear(&mut self) {
+        self.take();
+    }
+}
+
+impl Drop for Turns {
+    fn drop(&mut self) {
+        if let Some(events) = &self.events {
+            // The descriptor is closed next, which takes it out of the epoll set as well.
+            let _ = events.remove(self.event.as_fd());
+        }
+    }
+}
