@@ -73,7 +73,7 @@ impl<D: VirtioDevice> Driver<D> {
     pub(crate) fn attached(mut device: D) -> Self {
         let epoll = Arc::new(Epoll::new().unwrap());
         device
-            .attach(EventRegistry::new(Arc::clone(&epoll), 7))
+            .attach(EventRegistry::unwatched(Arc::clone(&epoll), 7))
             .unwrap();
         Self {
             device,
