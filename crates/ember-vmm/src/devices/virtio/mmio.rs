@@ -380,3 +380,6 @@ fn set_feature_word(features: &mut u64, select: u32, value: u32) {
         _ => {}
     }
 }
+
+#[cfg(test)]
+mod tests;
