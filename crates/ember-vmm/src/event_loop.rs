@@ -9,6 +9,8 @@ use std::thread::JoinHandle;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::thread;
+
 /// How a device has host descriptors watched. Can be used from any thread.
 #[derive(Clone, Debug)]
 pub(crate) struct EventRegistry {
@@ -118,6 +120,12 @@ impl Control {
         state.parked = false;
         state.wanted == Mode::Running
     }
+
+    /// The thread is gone: whoever waits for it to hold still need not wait.
+    fn leave(&self) {
+        self.state().parked = true;
+        self.changed.notify_all();
+    }
 }
 
 /// The one thread that does the work of all of a VM's devices.
@@ -160,18 +168,25 @@ impl EventLoop {
         }
     }
 
-    /// Starts the thread.
-    pub(crate) fn start(&self, handlers: Vec<Arc<dyn EventHandler>>) -> io::Result<()> {
+    /// Starts the thread. `failed` is called if it ends without having been stopped.
+    pub(crate) fn start(
+        &self,
+        handlers: Vec<Arc<dyn EventHandler>>,
+        failed: impl FnOnce(String) + Send + 'static,
+    ) -> io::Result<()> {
         let epoll = Arc::clone(&self.epoll);
         let control = Arc::clone(&self.control);
+        let after = Arc::clone(&self.control);
         self.control.state().parked = false;
-        let thread = std::thread::Builder::new()
-            .name("ember-devices".to_owned())
-            .spawn(move || {
-                crate::vcpu::kick::block_application_signals();
-                run(&epoll, &control, &handlers);
-            })
-            .inspect_err(|_| self.control.state().parked = true)?;
+        let body = move || {
+            crate::vcpu::kick::block_application_signals();
+            run(&epoll, &control, &handlers);
+        };
+        let thread = thread::spawn("ember-devices".to_owned(), body, move |what| {
+            after.leave();
+            failed(what);
+        })
+        .inspect_err(|_| self.control.leave())?;
         *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
         Ok(())
     }
@@ -225,10 +240,8 @@ fn run(epoll: &Epoll, control: &Control, handlers: &[Arc<dyn EventHandler>]) {
         let count = match epoll.wait(-1, &mut events) {
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => {
-                tracing::error!(%error, "the device thread cannot wait for events");
-                break;
-            }
+            // Only for descriptors or buffers that are not what they are: a bug, reported as one.
+            Err(error) => panic!("cannot wait for events: {error}"),
         };
         for event in events.iter().take(count) {
             let device = (event.data() >> 32) as u32;
@@ -240,8 +253,5 @@ fn run(epoll: &Epoll, control: &Control, handlers: &[Arc<dyn EventHandler>]) {
             }
         }
     }
-    let mut state = control.state();
-    state.parked = true;
-    drop(state);
-    control.changed.notify_all();
+    control.leave();
 }

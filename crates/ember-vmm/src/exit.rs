@@ -26,6 +26,11 @@ pub enum ExitReason {
         /// Where it was, as far as the processor still says.
         registers: Box<VcpuRegisters>,
     },
+    /// The monitor itself failed: a bug of ours, which ended this VM and nothing else.
+    MonitorFailed {
+        /// What failed.
+        what: String,
+    },
     /// KVM could not go on with a vCPU.
     InternalError {
         /// The vCPU.
@@ -47,6 +52,7 @@ impl fmt::Display for ExitReason {
             }
             Self::Panicked { message } => write!(f, "the guest's kernel panicked: {message}"),
             Self::Stopped => f.write_str("the VM was stopped"),
+            Self::MonitorFailed { what } => write!(f, "the monitor failed ({what})"),
             Self::TripleFault { vcpu, registers } => {
                 write!(f, "triple fault on vCPU {vcpu}\n{registers}")
             }

@@ -12,6 +12,7 @@ mod event_loop;
 mod exit;
 pub mod kernel;
 mod memory;
+mod thread;
 mod vcpu;
 
 pub use exit::ExitReason;

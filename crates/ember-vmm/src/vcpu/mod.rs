@@ -14,6 +14,7 @@ use crate::arch;
 use crate::devices::bus::Bus;
 use crate::devices::power::PowerEvent;
 use crate::exit::ExitReason;
+use crate::thread;
 
 pub(crate) use control::{Mode, VcpuControl};
 
@@ -24,23 +25,23 @@ pub(crate) fn spawn(
     bus: Arc<Bus>,
     control: Arc<VcpuControl>,
 ) -> io::Result<JoinHandle<()>> {
-    std::thread::Builder::new()
-        .name(format!("ember-vcpu{index}"))
-        .stack_size(STACK_BYTES)
-        .spawn(move || {
-            kick::block_all_but(control.kick_signal());
-            Runner {
-                index,
-                vcpu,
-                bus: &bus,
-                control: &control,
-            }
-            .run();
-        })
+    let after = Arc::clone(&control);
+    let body = move || {
+        kick::block_all_but(control.kick_signal());
+        Runner {
+            index,
+            vcpu,
+            bus: &bus,
+            control: &control,
+        }
+        .run();
+    };
+    thread::spawn(format!("ember-vcpu{index}"), body, move |what| {
+        after.finish(ExitReason::MonitorFailed { what });
+        // Counts as parked: whoever waits for all vCPUs need not wait for this one.
+        after.park();
+    })
 }
-
-/// Enough for an exit's handling with room to spare; most of it is never touched.
-const STACK_BYTES: usize = 256 * 1024;
 
 struct Runner<'a> {
     index: usize,

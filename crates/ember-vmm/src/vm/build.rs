@@ -21,6 +21,7 @@ use crate::devices::virtio::mmio::MmioTransport;
 use crate::devices::virtio::network::NetworkDevice;
 use crate::devices::virtio::vsock::{VsockDevice, VsockHandle};
 use crate::event_loop::{EventHandler, EventLoop};
+use crate::exit::ExitReason;
 use crate::memory::{self, VmWithMemory};
 use crate::vcpu::{self, VcpuControl, kick};
 
@@ -141,7 +142,10 @@ pub(super) fn build(mut config: VmConfig) -> Result<Vm, BuildError> {
             .map_err(host(format!("cannot start the thread of vCPU {index}")))?;
         value.vcpu_threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
     }
-    value.event_loop.start(handlers).map_err(host("cannot start the device thread"))?;
+    value
+        .event_loop
+        .start(handlers, move |what| control.finish(ExitReason::MonitorFailed { what }))
+        .map_err(host("cannot start the device thread"))?;
     Ok(value)
 }
 
