@@ -1,0 +1,304 @@
+//! Debian's packages: installing tools that are missing, and fetching packages only to unpack them.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::dirs;
+use crate::say;
+
+/// Something a command needs from the system.
+#[derive(Debug)]
+pub(crate) struct Tool {
+    /// The Debian package that has it.
+    pub(crate) package: &'static str,
+    /// What it is needed for, in a few words.
+    pub(crate) why: &'static str,
+    /// Whether it is there.
+    pub(crate) present: fn() -> bool,
+    /// Whether Debian 12's own version is too old.
+    pub(crate) backports: bool,
+}
+
+/// QEMU from 10.0 on: under 7.2 with several vCPUs the lab's kernel crashes (a stale `int3` of
+/// static-key patching, which creating and destroying VMs does all the time).
+const QEMU_MAJOR: u32 = 10;
+
+/// What the lab runs on.
+pub(crate) const LAB_TOOLS: [Tool; 2] = [
+    Tool {
+        package: "qemu-system-x86",
+        why: "QEMU 10 or later runs the lab, where KVM is real",
+        present: || qemu_major().is_some_and(|major| major >= QEMU_MAJOR),
+        backports: true,
+    },
+    Tool {
+        package: "busybox-static",
+        why: "the lab's first process and its tools",
+        present: || Path::new(BUSYBOX).exists(),
+        backports: false,
+    },
+];
+
+/// Where busybox-static puts its one file.
+pub(crate) const BUSYBOX: &str = "/bin/busybox";
+
+fn qemu_major() -> Option<u32> {
+    let output = Command::new("qemu-system-x86_64")
+        .arg("--version")
+        .output()
+        .ok()?;
+    major_version(&String::from_utf8_lossy(&output.stdout))
+}
+
+fn major_version(text: &str) -> Option<u32> {
+    let (_, rest) = text.split_once("version ")?;
+    rest.split('.').next()?.parse().ok()
+}
+
+/// Whether a program of this name is in the search path (or where administrators' tools are).
+pub(crate) fn has_program(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .any(|directory| directory.join(name).is_file())
+}
+
+/// Installs those of `tools` that are missing, and says which and why.
+pub(crate) fn ensure(tools: &[Tool]) -> Result<()> {
+    let missing: Vec<&Tool> = tools.iter().filter(|tool| !(tool.present)()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    for tool in &missing {
+        say!("installing {}: {}", tool.package, tool.why);
+    }
+    let release = release_codename();
+    let backports = release.as_deref().filter(|name| *name == "bookworm");
+    let backports = backports.filter(|_| missing.iter().any(|tool| tool.backports));
+    let mut install = vec!["apt-get", "install", "-y", "-q", "--no-install-recommends"];
+    let packages: Vec<String> = missing
+        .iter()
+        .map(|tool| match backports {
+            Some(release) if tool.backports => format!("{}/{release}-backports", tool.package),
+            _ => tool.package.to_owned(),
+        })
+        .collect();
+    let target;
+    if let Some(release) = backports {
+        // The packages' dependencies come from backports as well where they must.
+        target = format!("{release}-backports");
+        install.extend(["-t", &target]);
+        add_backports(release)?;
+    }
+    install.extend(packages.iter().map(String::as_str));
+    if !has_program("apt-get") {
+        let names: Vec<_> = missing.iter().map(|tool| tool.package).collect();
+        bail!("this is no Debian system; install what its packages {names:?} hold, then run again");
+    }
+    as_root(&["apt-get", "update", "-q"])?;
+    as_root(&install)?;
+    if let Some(tool) = missing.iter().find(|tool| !(tool.present)()) {
+        bail!(
+            "{} is installed and still not usable ({}); look at `apt-cache policy {0}`",
+            tool.package,
+            tool.why
+        );
+    }
+    Ok(())
+}
+
+fn release_codename() -> Option<String> {
+    let text = fs::read_to_string("/etc/os-release").ok()?;
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix("VERSION_CODENAME="))?;
+    Some(value.trim_matches('"').to_owned())
+}
+
+fn add_backports(release: &str) -> Result<()> {
+    let policy = output("apt-cache", ["policy"])?;
+    if policy.contains(&format!("{release}-backports")) {
+        return Ok(());
+    }
+    let line = format!("deb http://deb.debian.org/debian {release}-backports main");
+    say!("adding /etc/apt/sources.list.d/ember-backports.list: {line}");
+    as_root(&[
+        "sh",
+        "-c",
+        &format!("echo '{line}' > /etc/apt/sources.list.d/ember-backports.list"),
+    ])
+}
+
+/// Runs a command as root, by sudo when this is an ordinary user.
+fn as_root(command: &[&str]) -> Result<()> {
+    let root = nix::unistd::geteuid().is_root();
+    let full: Vec<&str> = if root {
+        command.to_vec()
+    } else {
+        [&["sudo"], command].concat()
+    };
+    let by_hand = || {
+        let quoted: Vec<_> = command.iter().map(|word| quote(word)).collect();
+        format!("run this as root and then try again: {}", quoted.join(" "))
+    };
+    let status = Command::new(full[0])
+        .args(&full[1..])
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .stdin(if root {
+            Stdio::null()
+        } else {
+            Stdio::inherit()
+        })
+        // Standard output is the caller's: it may be a pipe that someone parses.
+        .stdout(std::io::stderr())
+        .status()
+        .with_context(by_hand)?;
+    if !status.success() {
+        bail!("{} failed ({status}); {}", command[0], by_hand());
+    }
+    Ok(())
+}
+
+/// A word as a shell reads it back.
+pub(crate) fn quote(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:+,@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// What a package that was fetched is.
+#[derive(Debug)]
+pub(crate) struct Fetched {
+    /// The package's name, such as `linux-image-6.12.95+deb12-amd64`.
+    pub(crate) package: String,
+    /// Its version.
+    pub(crate) version: String,
+    /// The file.
+    pub(crate) file: PathBuf,
+}
+
+/// Downloads the package that the first existing one of `names` is or, for a meta package, stands
+/// for. Nothing is installed.
+pub(crate) fn fetch(names: &[&str], prefix: &str, into: &Path) -> Result<Fetched> {
+    dirs::create(into)?;
+    if let Some(fetched) = try_fetch(names, prefix, into)? {
+        return Ok(fetched);
+    }
+    // The package lists may be missing, or name versions that the mirror no longer has.
+    as_root(&["apt-get", "update", "-q"])?;
+    try_fetch(names, prefix, into)?.with_context(|| {
+        format!("no package of {names:?} can be downloaded; see `apt-cache policy`")
+    })
+}
+
+fn try_fetch(names: &[&str], prefix: &str, into: &Path) -> Result<Option<Fetched>> {
+    for name in names {
+        let Some(version) = candidate(name)? else {
+            continue;
+        };
+        let (package, version) = match concrete(name, prefix)? {
+            Some(package) => {
+                let version = candidate(&package)?.unwrap_or(version);
+                (package, version)
+            }
+            None => ((*name).to_owned(), version),
+        };
+        say!("downloading {package} {version}");
+        let status = Command::new("apt-get")
+            .args(["download", "-q", &format!("{package}={version}")])
+            .current_dir(into)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            // As root, apt warns that its own user may not write here.
+            .stderr(Stdio::null())
+            .status()
+            .context("running apt-get download")?;
+        if let (true, Some(file)) = (status.success(), find_package(into, &package)?) {
+            return Ok(Some(Fetched {
+                package,
+                version,
+                file,
+            }));
+        }
+    }
+    Ok(None)
+}
+
+fn find_package(directory: &Path, package: &str) -> Result<Option<PathBuf>> {
+    let start = format!("{package}_");
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(&start) && name.ends_with(".deb") {
+            return Ok(Some(entry.path()));
+        }
+    }
+    Ok(None)
+}
+
+fn candidate(package: &str) -> Result<Option<String>> {
+    Ok(parse_candidate(&output("apt-cache", ["policy", package])?))
+}
+
+fn parse_candidate(policy: &str) -> Option<String> {
+    let line = policy
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("Candidate: "))?;
+    (line != "(none)").then(|| line.to_owned())
+}
+
+/// The package a meta package depends on.
+fn concrete(meta: &str, prefix: &str) -> Result<Option<String>> {
+    Ok(parse_depends(
+        &output("apt-cache", ["depends", meta])?,
+        prefix,
+    ))
+}
+
+fn parse_depends(text: &str, prefix: &str) -> Option<String> {
+    let mut names = text
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("Depends: "));
+    names
+        .find(|name| name.starts_with(prefix))
+        .map(str::to_owned)
+}
+
+/// Runs a program and gives back what it printed.
+pub(crate) fn output<A: AsRef<OsStr>>(
+    program: &str,
+    arguments: impl IntoIterator<Item = A>,
+) -> Result<String> {
+    let output = Command::new(program)
+        .args(arguments)
+        // The output is parsed: no translations.
+        .env("LC_ALL", "C.UTF-8")
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("running {program}"))?;
+    if !output.status.success() {
+        let message = String::from_utf8_lossy(&output.stderr);
+        bail!("{program} failed ({}): {}", output.status, message.trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Unpacks a package's files below `into`, without installing anything.
+pub(crate) fn unpack(package: &Path, into: &Path) -> Result<()> {
+    output(
+        "dpkg-deb",
+        [OsStr::new("-x"), package.as_os_str(), into.as_os_str()],
+    )
+    .map(drop)
+}
+
+#[cfg(test)]
+#[path = "debian_tests.rs"]
+mod tests;
