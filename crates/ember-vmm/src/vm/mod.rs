@@ -41,6 +41,16 @@ pub struct Vm {
 #[error("the VM has ended: {0}")]
 pub struct Ended(pub ExitReason);
 
+/// A range that is not wholly within the guest's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the guest has no memory at {address:#x} to {address:#x} + {len:#x}")]
+pub struct OutOfMemoryRange {
+    /// The guest-physical address the range begins at.
+    pub address: u64,
+    /// Its length in bytes.
+    pub len: usize,
+}
+
 impl Vm {
     /// Builds a VM that is ready to start: memory, vCPUs, devices and threads exist, and no
     /// instruction of the guest has been executed.
@@ -132,6 +142,25 @@ impl Vm {
     pub fn memory_bytes(&self) -> u64 {
         use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
         self.vm.memory().iter().map(GuestMemoryRegion::len).sum()
+    }
+
+    /// A copy of `len` bytes of guest memory from the guest-physical address `address` on. Only of
+    /// a paused VM is it a copy of one moment.
+    ///
+    /// # Errors
+    /// If the range is not wholly within the guest's memory.
+    pub fn read_memory(&self, address: u64, len: usize) -> Result<Vec<u8>, OutOfMemoryRange> {
+        use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+        let start = GuestAddress(address);
+        if !self.vm.memory().check_range(start, len) {
+            return Err(OutOfMemoryRange { address, len });
+        }
+        let mut bytes = vec![0; len];
+        self.vm
+            .memory()
+            .read_slice(&mut bytes, start)
+            .map_err(|_| OutOfMemoryRange { address, len })?;
+        Ok(bytes)
     }
 
     fn set_mode(&self, mode: Mode) -> Result<(), Ended> {
