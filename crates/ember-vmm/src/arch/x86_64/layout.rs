@@ -20,7 +20,9 @@
 //! Everything the boot code writes below 0xA0000 is only read while the kernel starts: Linux copies
 //! it before it uses the memory for anything else, so none of it is reserved in the memory map.
 
-use vm_memory::GuestAddress;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+
+use crate::memory::GuestMemory;
 
 /// Size of a page.
 pub(crate) const PAGE_SIZE: u64 = 0x1000;
@@ -141,6 +143,16 @@ pub(crate) fn memory_ranges(bytes: u64) -> Vec<(GuestAddress, u64)> {
         ranges.push((GuestAddress(HOLE_END), bytes - low));
     }
     ranges
+}
+
+/// How much memory a guest has.
+pub(crate) fn memory_bytes(memory: &GuestMemory) -> u64 {
+    memory.iter().map(GuestMemoryRegion::len).sum()
+}
+
+/// Where the RAM below the hole ends.
+pub(crate) fn low_ram_end(memory: &GuestMemory) -> u64 {
+    memory_bytes(memory).min(HOLE_START)
 }
 
 /// What a part of the address space is, by the numbers of the BIOS call E820, which both boot
