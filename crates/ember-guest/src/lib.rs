@@ -1,1 +1,3 @@
 //! What lives inside a guest.
+
+pub mod packs;

@@ -1,0 +1,144 @@
+//! What a guest is made from, and the cache that keeps it: kernels, images, the initramfs.
+
+mod apt;
+mod cache;
+mod cpio;
+mod image;
+mod initramfs;
+mod kernel;
+mod modules;
+mod pack;
+mod recipe;
+mod squashfs;
+mod tree;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub use image::{Image, ReadyImage};
+pub use kernel::{Kernel, ReadyKernel};
+
+use crate::error::{Error, ErrorKind};
+use crate::progress::Progress;
+use cache::Cache;
+
+/// The kernels and images of this machine's user, in a cache directory.
+///
+/// A sandbox finds what it needs by itself; this is for preparing it beforehand, for watching, and
+/// for a cache in another place. Everything here blocks, the first time for as long as a download
+/// and a build take; several processes that want the same thing build it once.
+#[derive(Debug, Clone)]
+pub struct Assets {
+    cache: Cache,
+    progress: Progress,
+}
+
+impl Assets {
+    /// Those in `$EMBER_CACHE`, `$XDG_CACHE_HOME/ember` or `~/.cache/ember`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unprepared`] when none of the variables is set.
+    pub fn of_user() -> Result<Self, Error> {
+        let cache = Cache::of_user().map_err(AssetError::Cache)?;
+        Ok(Self {
+            cache,
+            progress: Progress::default(),
+        })
+    }
+
+    /// Those in `directory`, which is created when something is to be put there.
+    pub fn at(directory: impl Into<PathBuf>) -> Self {
+        Self {
+            cache: Cache::at(directory),
+            progress: Progress::default(),
+        }
+    }
+
+    /// Tells `progress` about the work.
+    #[must_use]
+    pub fn with_progress(mut self, progress: Progress) -> Self {
+        self.progress = progress;
+        self
+    }
+
+    /// The directory.
+    pub fn directory(&self) -> &Path {
+        self.cache.root()
+    }
+
+    /// Prepares a kernel.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unprepared`], with what is missing and how to get it.
+    pub fn kernel(&self, kernel: &Kernel) -> Result<ReadyKernel, Error> {
+        Ok(kernel::prepare(self, kernel)?)
+    }
+
+    /// Fetches the newest stock kernel, also when an older one is there.
+    ///
+    /// # Errors
+    /// As [`kernel`](Self::kernel).
+    pub fn renew_stock_kernel(&self) -> Result<ReadyKernel, Error> {
+        Ok(kernel::stock(self, true)?)
+    }
+
+    /// Prepares an image.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidRequest`] for a pack that there is no recipe of, else
+    /// [`ErrorKind::Unprepared`], with what is missing and how to get it.
+    pub fn image(&self, image: &Image) -> Result<ReadyImage, Error> {
+        Ok(image::prepare(self, image)?)
+    }
+
+    /// Builds the pack `name` from the newest packages, also when an older one is there.
+    ///
+    /// # Errors
+    /// As [`image`](Self::image).
+    pub fn renew_pack(&self, name: &str) -> Result<ReadyImage, Error> {
+        Ok(image::pack(self, name, true)?)
+    }
+
+    /// Builds the initramfs that a guest of `kernel` starts from: `agent` as `/init`, and the
+    /// kernel's modules.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unprepared`] if a module cannot be read.
+    pub fn initramfs(&self, kernel: &ReadyKernel, agent: &[u8]) -> Result<Arc<[u8]>, Error> {
+        let bytes = initramfs::build(agent, &kernel.modules).map_err(AssetError::Initramfs)?;
+        Ok(bytes.into())
+    }
+}
+
+/// Anything that can go wrong here.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub(crate) enum AssetError {
+    Cache(#[from] cache::CacheError),
+    Apt(#[from] apt::AptError),
+    Recipe(#[from] recipe::RecipeError),
+    Pack(#[from] pack::PackError),
+    Tree(#[from] tree::TreeError),
+    Write(#[from] squashfs::WriteError),
+    Module(#[from] modules::ModuleError),
+    Kernel(#[from] kernel::KernelError),
+    Image(#[from] image::ReadError),
+    Initramfs(#[from] initramfs::InitramfsError),
+}
+
+impl From<AssetError> for Error {
+    fn from(error: AssetError) -> Self {
+        let kind = match &error {
+            AssetError::Recipe(recipe::RecipeError::Unknown { .. }) => ErrorKind::InvalidRequest,
+            AssetError::Recipe(recipe::RecipeError::Syntax { .. }) => ErrorKind::Internal,
+            _ => ErrorKind::Unprepared,
+        };
+        let what = match &error {
+            AssetError::Kernel(_) | AssetError::Module(_) => "prepare the kernel",
+            AssetError::Initramfs(_) => "build the initramfs",
+            AssetError::Recipe(recipe::RecipeError::Unknown { .. }) => "find the image",
+            _ => "prepare the image or kernel",
+        };
+        Error::because(kind, format!("cannot {what}"), error)
+    }
+}

@@ -1,0 +1,81 @@
+//! The one error of this crate.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+/// Why something could not be done.
+///
+/// [`kind`](Self::kind) is for programs to decide by; the message is for people, and says what was
+/// attempted, on what, and what to do. What a guest's own code does wrong is not an error: it is in
+/// the [`Output`](crate::Output) of running it.
+pub struct Error {
+    kind: ErrorKind,
+    message: String,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+/// What sort of thing went wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// This host cannot do it: no usable KVM, or no permission. `ember doctor` says what to change.
+    HostUnsupported,
+    /// The request is wrong, and will be wrong again.
+    InvalidRequest,
+    /// A kernel or an image could not be prepared: a package, a tool or a file is missing.
+    Unprepared,
+    /// The guest did not come up. The message ends with its console's last lines.
+    BootFailed,
+    /// The guest ended, or stopped answering, while something was asked of it.
+    GuestDied,
+    /// The sandbox was closed before.
+    Closed,
+    /// A mistake of ours. Please report it.
+    Internal,
+}
+
+impl Error {
+    pub(crate) fn because(
+        kind: ErrorKind,
+        message: impl Into<String>,
+        source: impl Into<Box<dyn StdError + Send + Sync>>,
+    ) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+            source: Some(source.into()),
+        }
+    }
+
+    /// What sort of thing went wrong.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl fmt::Debug for Error {
+    /// The whole chain, for people: this is what `main` prints of an error that it returns.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        let mut source = self.source();
+        while let Some(error) = source {
+            write!(f, "\n  because: {error}")?;
+            source = error.source();
+        }
+        write!(f, "\n  ({:?})", self.kind)
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source
+            .as_deref()
+            .map(|source| source as &(dyn StdError + 'static))
+    }
+}
