@@ -1,0 +1,136 @@
+//! What to run in the guest.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::time::Duration;
+
+use crate::protocol::{Limits, PtySize, Spawn};
+
+/// Where a command's standard input comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stdin {
+    /// From nowhere: the first read is at the end.
+    #[default]
+    Null,
+    /// From the host, through [`Process::take_stdin`](super::Process::take_stdin).
+    Piped,
+}
+
+/// A command for [`Agent::spawn`](super::Agent::spawn).
+///
+/// By default it runs as root in `/`, with the agent's small environment (`PATH`, `HOME`, `USER`,
+/// `LOGNAME`, and `TERM` on a terminal), no standard input, no timeout and the guest's own limits.
+#[derive(Clone, Debug)]
+pub struct Command {
+    spawn: Spawn,
+}
+
+impl Command {
+    /// Runs `program`, a path or a name to find in the command's `PATH`.
+    pub fn new(program: impl Into<OsString>) -> Self {
+        Self::from_argv([program])
+    }
+
+    /// Runs a program with arguments, the program first.
+    pub fn from_argv<S: Into<OsString>>(argv: impl IntoIterator<Item = S>) -> Self {
+        let argv = argv
+            .into_iter()
+            .map(|argument| argument.into().into_vec())
+            .collect();
+        Self {
+            spawn: Spawn {
+                argv,
+                ..Spawn::default()
+            },
+        }
+    }
+
+    /// Appends an argument.
+    #[must_use]
+    pub fn arg(mut self, argument: impl Into<OsString>) -> Self {
+        self.spawn.argv.push(argument.into().into_vec());
+        self
+    }
+
+    /// Appends arguments.
+    #[must_use]
+    pub fn args<S: Into<OsString>>(mut self, arguments: impl IntoIterator<Item = S>) -> Self {
+        self.spawn.argv.extend(
+            arguments
+                .into_iter()
+                .map(|argument| argument.into().into_vec()),
+        );
+        self
+    }
+
+    /// Sets an environment variable. The last setting of a name counts.
+    #[must_use]
+    pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.spawn
+            .env
+            .push((name.into().into_vec(), value.into().into_vec()));
+        self
+    }
+
+    /// Starts from an empty environment in place of the agent's.
+    #[must_use]
+    pub fn env_clear(mut self) -> Self {
+        self.spawn.clear_env = true;
+        self
+    }
+
+    /// Starts in this directory of the guest.
+    #[must_use]
+    pub fn current_dir(mut self, directory: impl Into<OsString>) -> Self {
+        self.spawn.cwd = directory.into().into_vec();
+        self
+    }
+
+    /// Runs as this user of the guest: `name`, `uid`, `name:group` or `uid:gid`.
+    #[must_use]
+    pub fn user(mut self, user: impl Into<OsString>) -> Self {
+        self.spawn.user = user.into().into_vec();
+        self
+    }
+
+    /// Where standard input comes from. A terminal is always fed by the host.
+    #[must_use]
+    pub fn stdin(mut self, stdin: Stdin) -> Self {
+        self.spawn.stdin = stdin == Stdin::Piped;
+        self
+    }
+
+    /// Gives the command a terminal of its own. Its output all comes as standard output, and the
+    /// end of standard input is typed as an end-of-file character (Ctrl-D).
+    #[must_use]
+    pub fn pty(mut self, size: PtySize) -> Self {
+        self.spawn.pty = Some(size);
+        self
+    }
+
+    /// Ends the command, and everything it has started, after this long. It holds for what the
+    /// command leaves behind as well: a server that a command started in the background is ended
+    /// by that command's timeout.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.spawn.timeout = Some(timeout);
+        self
+    }
+
+    /// What the command may use.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.spawn.limits = limits;
+        self
+    }
+
+    pub(super) fn into_spawn(self) -> Spawn {
+        self.spawn
+    }
+
+    /// For messages: the program's name, shortened.
+    pub(super) fn name(&self) -> String {
+        let program = self.spawn.argv.first().map_or(&[][..], Vec::as_slice);
+        String::from_utf8_lossy(program.get(..64).unwrap_or(program)).into_owned()
+    }
+}

@@ -1,0 +1,150 @@
+//! The host's half of the guest channel, for tokio.
+//!
+//! [`Agent::connect`] takes any byte stream to an agent and starts one task that drives it. An
+//! [`Agent`] and everything that comes from it are handles on that task: cheap to clone, usable
+//! from any thread, and when the last one is dropped the connection ends, and with it every
+//! command on it.
+//!
+//! What the agent sends is not trusted: a breach of the protocol ends the connection, and what it
+//! can make this side hold is bounded.
+
+mod command;
+mod driver;
+mod error;
+mod link;
+mod process;
+
+use std::future::poll_fn;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+pub use command::{Command, Stdin};
+pub use error::{Closed, Error, ErrorKind};
+pub use process::{Output, Process, ProcessControl, ProcessOutput, ProcessStdin};
+
+use crate::protocol::{Decoder, ErrorCode, Failure, Hello, Kind, Malformed, Message};
+use driver::Driver;
+use link::{Answer, Link, Shared};
+
+/// A connection to the agent of one guest.
+#[derive(Clone, Debug)]
+pub struct Agent {
+    link: Arc<Link>,
+    hello: Arc<Hello>,
+}
+
+impl Agent {
+    /// Greets the agent at the other end of `stream` and takes the stream over.
+    ///
+    /// Has to be called on a tokio runtime, which from then on runs the connection. It waits for
+    /// the agent's hello for as long as that takes: the caller sets the time.
+    pub async fn connect<S>(mut stream: S) -> Result<Self, Error>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        const ATTEMPT: &str = "greet the guest's agent";
+        let failed = |closed| Error::closed(ATTEMPT, closed);
+        let broken = |error: io::Error| failed(Closed::Io(Arc::new(error)));
+
+        let mut ours = Vec::new();
+        // A hello of ours is within its limits.
+        let _ = Message::Hello(Hello::ours(0)).encode(0, &mut ours);
+        stream.write_all(&ours).await.map_err(broken)?;
+
+        let mut decoder = Decoder::new();
+        let hello = loop {
+            let mut buffer = [0; 1024];
+            let count = stream.read(&mut buffer).await.map_err(broken)?;
+            if count == 0 {
+                return Err(failed(Closed::ByAgent));
+            }
+            decoder.feed(&buffer[..count]);
+            let malformed = |error| failed(Closed::Malformed(error));
+            let Some(frame) = decoder.next_frame().map_err(malformed)? else {
+                continue;
+            };
+            match Message::decode(frame).map_err(malformed)? {
+                Message::Hello(hello) => break hello,
+                Message::Error(failure) => return Err(failed(Closed::Refused(failure))),
+                other => return Err(malformed(Malformed::Unexpected { kind: other.kind() })),
+            }
+        };
+        hello
+            .agree()
+            .map_err(|mismatch| Error::version(ATTEMPT, mismatch))?;
+
+        let shared = Shared::new();
+        tokio::spawn(Driver::new(stream, Arc::clone(&shared), decoder).run());
+        Ok(Self {
+            link: Arc::new(Link(shared)),
+            hello: Arc::new(hello),
+        })
+    }
+
+    /// What the agent said of itself.
+    pub fn hello(&self) -> &Hello {
+        &self.hello
+    }
+
+    /// Asks the agent for an answer; says how long it took.
+    pub async fn ping(&self) -> Result<Duration, Error> {
+        let start = Instant::now();
+        self.ask("ping the guest's agent", &Message::Ping).await?;
+        Ok(start.elapsed())
+    }
+
+    /// Starts a command. An error says why it could not be started; how a command that was
+    /// started ends is its [`Outcome`](crate::protocol::Outcome).
+    ///
+    /// Dropping the future ends the command if it was started meanwhile.
+    pub async fn spawn(&self, command: Command) -> Result<Process, Error> {
+        Process::spawn(&self.link, command).await
+    }
+
+    /// Asks the agent to end everything and power the guest off. Returns when that has begun;
+    /// [`Agent::closed`] tells when it has gone as far as the agent can say.
+    pub async fn power_off(&self) -> Result<(), Error> {
+        self.ask("power the guest off", &Message::PowerOff).await
+    }
+
+    /// Waits for the end of the connection.
+    pub async fn closed(&self) -> Closed {
+        poll_fn(|context| self.link.with(|state| state.poll_closed(context))).await
+    }
+
+    async fn ask(&self, attempt: &str, message: &Message<'_>) -> Result<(), Error> {
+        /// Gives the answer up when the future is dropped.
+        struct Question<'a>(&'a Link, u32);
+        impl Drop for Question<'_> {
+            fn drop(&mut self) {
+                self.0.with(|state| state.forget_answer(self.1));
+            }
+        }
+
+        let request = self
+            .link
+            .with(|state| state.ask(message))
+            .map_err(|error| {
+                Error::refused(
+                    attempt,
+                    Failure::new(ErrorCode::Internal, error.to_string()),
+                )
+            })?;
+        let question = Question(&self.link, request);
+        let answer =
+            poll_fn(|context| question.0.with(|state| state.poll_answer(request, context))).await;
+        match (answer, message.kind()) {
+            (Ok(Answer::Pong), Kind::Ping) | (Ok(Answer::PoweringOff), Kind::PowerOff) => Ok(()),
+            (Ok(Answer::Failed(failure)), _) => Err(Error::refused(attempt, failure)),
+            // An answer of the wrong kind, which a correct agent never gives.
+            (Ok(_), kind) => Err(Error::closed(
+                attempt,
+                Closed::Malformed(Malformed::Unexpected { kind }),
+            )),
+            (Err(closed), _) => Err(Error::closed(attempt, closed)),
+        }
+    }
+}

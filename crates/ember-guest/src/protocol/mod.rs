@@ -1,0 +1,167 @@
+//! What the agent and its host say to each other: bytes in, values out, no I/O.
+//!
+//! One reliable byte stream carries frames both ways (`frame`). Each end first sends a
+//! [`Hello`]; after both have agreed on a version, the host makes requests and the agent answers.
+//! A request is named by a number that the host picks; everything that belongs to it carries that
+//! number, so many run at once on one stream.
+//!
+//! ```text
+//! host                                 agent
+//! Hello{versions, features}    <->     Hello{versions, features}
+//! Ping                          ->     Pong
+//! Spawn{argv, env, ...}         ->     Started{pid}  or  Error{code, message}
+//! Data{stdin}, Data{stdin,end}  ->
+//!                              <-      Data{stdout}, Data{stderr}, Data{.., end}
+//! Window{stdout, n}             ->
+//!                              <-      Window{stdin, n}
+//! Signal, Resize, Kill, Reset   ->
+//!                              <-      Exited{status, usage}
+//! PowerOff                      ->     PoweringOff, then the end of the stream
+//! ```
+//!
+//! # Flow control
+//! Each direction of each stream of a request starts with a window of [`WINDOW`] bytes. Who sends
+//! data uses it up, who consumes data gives it back with a `Window` frame. A reader that stops
+//! reading therefore stops one stream of one process and nothing else, and each end's buffers are
+//! bounded by the windows it has granted. Sending more than the window is an error that ends the
+//! connection.
+//!
+//! # The end of a request
+//! `Exited` comes once: when the command itself has ended and both its outputs have reached their
+//! end (a background child that keeps an output open keeps the request alive, as in a shell's
+//! pipeline), or when the request was ended by force (its timeout, or `Kill`). In the second case
+//! what is still in the output pipes may follow `Exited`. A `Data` frame with the end flag is the
+//! last of its stream in every case. The host may reuse the number after `Exited` and both ends.
+//!
+//! # Errors
+//! An `Error` frame with a request's number ends that request. One with number zero concerns the
+//! connection, which is closed after it.
+
+mod codec;
+mod frame;
+mod hello;
+mod message;
+mod spawn;
+#[cfg(test)]
+mod tests;
+
+pub use frame::{Decoder, Frame, HEADER_LEN, Header, Kind, data_flags};
+pub use hello::{FEATURE_CGROUP, FEATURE_PTY, Hello, MIN_VERSION, VERSION, VersionMismatch};
+pub use message::{EncodeError, ErrorCode, Failure, Message, Outcome, PtySize, Status, Stream};
+pub use spawn::{Limits, Spawn, SpawnError};
+
+/// The most bytes of a stream in one `Data` frame.
+pub const MAX_DATA: usize = 64 * 1024;
+/// The window each direction of each stream of a request starts with.
+pub const WINDOW: u32 = 256 * 1024;
+/// The most requests that may be under way at once on a connection.
+pub const MAX_REQUESTS: usize = 256;
+/// The most bytes of an encoded `Spawn`. Linux itself takes a quarter of the stack limit for
+/// arguments and environment together (execve(2)), 2 MiB with the usual 8 MiB of stack.
+pub const MAX_SPAWN: usize = 2 * 1024 * 1024;
+/// The most strings in the arguments, or in the environment, of a command.
+pub const MAX_STRINGS: usize = 65_536;
+/// The most bytes in one argument or `NAME=value` pair: Linux's `MAX_ARG_STRLEN` of 32 pages, less
+/// the byte that ends it.
+pub const MAX_ARGUMENT: usize = 128 * 1024 - 1;
+/// The most bytes of a path: Linux's `PATH_MAX`, less the byte that ends it.
+pub const MAX_PATH: usize = 4095;
+/// The most bytes of a user specification, `name`, `uid`, `name:group` or `uid:gid`.
+pub const MAX_USER: usize = 255;
+/// The most bytes in the message of an `Error`.
+pub const MAX_MESSAGE: usize = 1024;
+/// The most bytes in the name of the software in a `Hello`.
+pub const MAX_SOFTWARE: usize = 64;
+
+/// Why bytes from the other end are not what the protocol allows. The connection cannot go on
+/// after one: where the next frame begins is not known any more.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Malformed {
+    /// The kind byte of a header is not known.
+    #[error("frame kind {0} is not known")]
+    UnknownKind(u8),
+    /// The reserved field of a header is in use.
+    #[error("the reserved field of a frame is {0:#06x}, not zero")]
+    Reserved(u16),
+    /// A header announces more than its kind may carry.
+    #[error("a {kind:?} frame of {length} bytes is over its limit of {limit}")]
+    TooLong {
+        /// The frame's kind.
+        kind: Kind,
+        /// Its announced length.
+        length: u32,
+        /// The most it may be.
+        limit: usize,
+    },
+    /// A flag that its kind does not have.
+    #[error("a {kind:?} frame has the flags {flags:#04x}, some of which it cannot have")]
+    Flags {
+        /// The frame's kind.
+        kind: Kind,
+        /// All its flags.
+        flags: u8,
+    },
+    /// A request number where none belongs, or none where one does.
+    #[error("a {kind:?} frame cannot have the request number {request}")]
+    Request {
+        /// The frame's kind.
+        kind: Kind,
+        /// Its request number.
+        request: u32,
+    },
+    /// The payload ends before a field does.
+    #[error("a {kind:?} frame ends within its {field}")]
+    Truncated {
+        /// The frame's kind.
+        kind: Kind,
+        /// The field.
+        field: &'static str,
+    },
+    /// The payload goes on after its last field.
+    #[error("a {kind:?} frame goes on for {extra} bytes after its last field")]
+    Trailing {
+        /// The frame's kind.
+        kind: Kind,
+        /// How many bytes are left over.
+        extra: usize,
+    },
+    /// A field's value is outside of what it may be.
+    #[error("the {field} of a {kind:?} frame cannot be {value}")]
+    OutOfRange {
+        /// The frame's kind.
+        kind: Kind,
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: u64,
+    },
+    /// A text is not UTF-8.
+    #[error("the {field} of a {kind:?} frame is not UTF-8")]
+    NotText {
+        /// The frame's kind.
+        kind: Kind,
+        /// The field.
+        field: &'static str,
+    },
+    /// A frame that this end never receives, or not at this time.
+    #[error("a {kind:?} frame cannot come here")]
+    Unexpected {
+        /// The frame's kind.
+        kind: Kind,
+    },
+    /// The number of a new request is in use.
+    #[error("request {request} is already under way")]
+    Duplicate {
+        /// The request.
+        request: u32,
+    },
+    /// The other end sent more of a stream than it was allowed to, or gave back more than it got.
+    #[error("the window of request {request}'s {stream:?} was overrun")]
+    Window {
+        /// The request.
+        request: u32,
+        /// Its stream.
+        stream: Stream,
+    },
+}
