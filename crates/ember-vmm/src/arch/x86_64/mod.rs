@@ -1,5 +1,6 @@
 //! The x86_64 architecture.
 
+mod acpi;
 mod boot;
 mod cpuid;
 pub(crate) mod layout;
