@@ -38,10 +38,10 @@ chmod 666 /root/dev/kvm /root/dev/net/tun /root/dev/vhost-vsock 2>/dev/null
 ip link set lo up
 hostname lab
 
-# A rebuild on the host may replace the executable while the lab runs.
-cp "/host$LAB_INIT" /root/run/lab-init || fail "copying $LAB_INIT"
 [ -z "$LAB_TMP" ] || mount -t tmpfs -o mode=1777 tmp /root/tmp
 mkdir -p "/root$LAB_OUT"
 mount -t 9p -o "trans=virtio,version=9p2000.L,msize=1048576,cache=mmap" out "/root$LAB_OUT" ||
     fail "the results directory"
+# Not from the host's target directory: a rebuild there must not pull it from under the lab.
+cp /lab/init /root/run/lab-init || fail "copying init"
 exec switch_root /root /run/lab-init lab-init

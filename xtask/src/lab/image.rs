@@ -16,7 +16,7 @@ const BOOT: &str = include_str!("boot.sh");
 const KERNELS: [&str; 2] = ["linux-image-6.12-amd64", "linux-image-amd64"];
 
 /// Modules that the lab and what is tested in it need. Loaded at boot, with what they depend on.
-const MODULES: [&str; 14] = [
+const MODULES: [&str; 8] = [
     "virtio_pci",
     "virtio_console",
     "9pnet_virtio",
@@ -25,12 +25,6 @@ const MODULES: [&str; 14] = [
     "kvm_amd",
     "tun",
     "vhost_vsock",
-    "vsock_loopback",
-    "loop",
-    "squashfs",
-    "erofs",
-    "veth",
-    "bridge",
 ];
 
 /// Applets of busybox that the boot script calls.

@@ -26,7 +26,8 @@ pub(crate) struct Qemu<'a> {
     pub(crate) machine: &'a Machine,
 }
 
-/// The cached initramfs followed by one with this run's parameters: the kernel unpacks both.
+/// The cached initramfs followed by one with this run's parameters and this executable, which is
+/// init there: the kernel unpacks both.
 pub(crate) fn initramfs(cached: &Path, run: &Path, out: &Path, tmp: bool) -> Result<PathBuf> {
     let init = std::env::current_exe().context("finding this executable")?;
     let text = |path: &Path| quote(&String::from_utf8_lossy(path.as_os_str().as_bytes()));
@@ -38,6 +39,8 @@ pub(crate) fn initramfs(cached: &Path, run: &Path, out: &Path, tmp: bool) -> Res
     );
     let mut archive = Archive::default();
     archive.file("lab/parameters", 0o644, parameters.as_bytes());
+    let init = fs::read(&init).with_context(|| format!("reading {}", init.display()))?;
+    archive.file("lab/init", 0o755, &init);
 
     let path = run.join("initramfs");
     fs::copy(cached, &path).with_context(|| format!("copying {}", cached.display()))?;
