@@ -12,6 +12,7 @@ mod event_loop;
 mod exit;
 pub mod kernel;
 mod memory;
+pub mod probe;
 mod thread;
 mod vcpu;
 

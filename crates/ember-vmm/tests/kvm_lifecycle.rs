@@ -44,7 +44,12 @@ fn a_panic_is_reported_with_the_consoles_words() {
         code.extend(out(0x3f8, *byte));
     }
     code.extend(out(0x505, 1));
-    assert_eq!(run(&code), ExitReason::Panicked { message: "out of coffee".to_owned() });
+    assert_eq!(
+        run(&code),
+        ExitReason::Panicked {
+            message: "out of coffee".to_owned()
+        }
+    );
 }
 
 #[test]
@@ -140,7 +145,11 @@ fn the_end_is_told_once_to_everyone_who_asked() {
         assert_eq!(receiver.recv_timeout(LONG).unwrap(), ExitReason::PoweredOff);
     }
     vm.on_exit(Box::new(move |reason| sender.send(reason.clone()).unwrap()));
-    assert_eq!(receiver.recv_timeout(LONG).unwrap(), ExitReason::PoweredOff, "after the end");
+    assert_eq!(
+        receiver.recv_timeout(LONG).unwrap(),
+        ExitReason::PoweredOff,
+        "after the end"
+    );
     assert!(receiver.try_recv().is_err());
 }
 
@@ -160,8 +169,14 @@ fn memory_beyond_four_gigabytes_is_there() {
     assert!(vm.read_memory(0xd000_0000 - 8, 8).is_ok());
     assert!(vm.read_memory(0xd000_0000, 8).is_err(), "the hole");
     assert!(vm.read_memory(1 << 32, 8).is_ok());
-    assert!(vm.read_memory((1 << 32) + (5 << 30) - 0xd000_0000 - 8, 8).is_ok());
-    assert!(vm.read_memory((1 << 32) + (5 << 30) - 0xd000_0000, 8).is_err());
+    assert!(
+        vm.read_memory((1 << 32) + (5 << 30) - 0xd000_0000 - 8, 8)
+            .is_ok()
+    );
+    assert!(
+        vm.read_memory((1 << 32) + (5 << 30) - 0xd000_0000, 8)
+            .is_err()
+    );
 }
 
 #[test]
@@ -184,5 +199,8 @@ fn what_a_vm_cannot_be_is_refused_with_a_reason() {
     let mut config = VmConfig::new(kernel);
     config.kick_signal = 9;
     let error = Vm::new(config).unwrap_err();
-    assert!(format!("{:?}", error).contains("not a real-time signal"), "{error:?}");
+    assert!(
+        format!("{:?}", error).contains("not a real-time signal"),
+        "{error:?}"
+    );
 }

@@ -26,9 +26,14 @@ pub fn elf(code: &[u8]) -> Vec<u8> {
     }
     file.extend_from_slice(&1u32.to_le_bytes()); // loadable
     file.extend_from_slice(&5u32.to_le_bytes()); // readable, executable
-    for word in
-        [HEADERS as u64, LOAD_ADDRESS, LOAD_ADDRESS, code.len() as u64, code.len() as u64, 1]
-    {
+    for word in [
+        HEADERS as u64,
+        LOAD_ADDRESS,
+        LOAD_ADDRESS,
+        code.len() as u64,
+        code.len() as u64,
+        1,
+    ] {
         file.extend_from_slice(&word.to_le_bytes());
     }
     assert_eq!(file.len(), HEADERS);
