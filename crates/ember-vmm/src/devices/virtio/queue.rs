@@ -6,6 +6,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::atomic::{Ordering, fence};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VRING_AVAIL_F_NO_INTERRUPT};
@@ -23,6 +24,8 @@ pub(crate) const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 
 /// After so many bytes a turn ends, however few chains they came in.
 const TURN_BYTES: u64 = 4 << 20;
+/// So many old chains are kept for their memory.
+const MAX_SPARE: usize = 64;
 
 /// Why a device stopped serving its queues until the driver resets it.
 #[derive(Debug, thiserror::Error)]
@@ -163,20 +166,26 @@ impl Active {
 #[derive(Debug)]
 pub(crate) struct DeviceQueue {
     queue: Queue,
-    /// An old chain whose memory the next one uses.
-    spare: Chain,
-    /// Whether chains went back that the driver may not know of.
-    unannounced: bool,
+    /// Old chains whose memory the next ones use.
+    spare: Vec<Chain>,
+    /// The used index when the driver was last considered for an interrupt.
+    announced: u16,
 }
 
 impl DeviceQueue {
     fn new(mut queue: Queue, features: u64) -> Self {
         queue.set_event_idx(features & EVENT_IDX != 0);
+        let announced = queue.next_used();
         Self {
             queue,
-            spare: Chain::default(),
-            unannounced: false,
+            spare: Vec::new(),
+            announced,
         }
+    }
+
+    /// The number of descriptors.
+    pub(crate) fn size(&self) -> u16 {
+        self.queue.size()
     }
 
     /// The next chain the driver made available.
@@ -186,10 +195,18 @@ impl DeviceQueue {
             return Ok(None);
         };
         let head = chain.head_index();
-        let mut chain = std::mem::take(&mut self.spare);
+        let mut chain = self.spare.pop().unwrap_or_default();
         let table = GuestAddress(self.queue.desc_table());
         chain.read(memory, table, self.queue.size(), head)?;
         Ok(Some(chain))
+    }
+
+    /// Undoes the last `chains.len()` calls of [`Self::pop`], which returned `chains`.
+    pub(crate) fn unpop(&mut self, chains: impl ExactSizeIterator<Item = Chain>) {
+        for chain in chains {
+            self.queue.go_to_previous_position();
+            self.recycle(chain);
+        }
     }
 
     /// Gives a chain back to the driver with `written` bytes in its writable buffers.
@@ -200,8 +217,33 @@ impl DeviceQueue {
         written: u32,
     ) -> Result<(), QueueError> {
         self.queue.add_used(memory, chain.head(), written)?;
-        self.spare = chain;
-        self.unannounced = true;
+        self.recycle(chain);
+        Ok(())
+    }
+
+    /// Gives several chains back to the driver, which sees all of them at once or none.
+    pub(crate) fn push_all(
+        &mut self,
+        memory: &GuestMemory,
+        chains: impl ExactSizeIterator<Item = (Chain, u32)>,
+    ) -> Result<(), QueueError> {
+        let mut left = chains.len();
+        for (chain, written) in chains {
+            left -= 1;
+            if left == 0 {
+                // Stores the index, behind all that was written before.
+                return self.push(memory, chain, written);
+            }
+            let next_used = self.queue.next_used();
+            // The ring was checked when the queue was set up: no overflow. Its entries come after
+            // two words of flags and index (specification section 2.7.8).
+            let slot = u64::from(next_used % self.queue.size());
+            let entry = GuestAddress(self.queue.used_ring() + 4 + slot * 8);
+            let words = [u32::from(chain.head()).to_le(), written.to_le()];
+            memory.write_obj(words, entry)?;
+            self.queue.set_next_used(next_used.wrapping_add(1));
+            self.recycle(chain);
+        }
         Ok(())
     }
 
@@ -211,24 +253,43 @@ impl DeviceQueue {
         Ok(self.queue.enable_notification(memory)?)
     }
 
+    /// Says that doorbells are not needed.
+    pub(crate) fn decline_doorbells(&mut self, memory: &GuestMemory) -> Result<(), QueueError> {
+        Ok(self.queue.disable_notification(memory)?)
+    }
+
+    /// Interrupts the driver if chains went back since the last time and it wants to know of them
+    /// (specification section 2.7.7).
     fn notify(&mut self, memory: &GuestMemory, interrupt: &Interrupt) -> Result<(), QueueError> {
-        if !std::mem::take(&mut self.unannounced) {
+        let used = self.queue.next_used();
+        let before = std::mem::replace(&mut self.announced, used);
+        if used == before {
             return Ok(());
         }
-        // Also the fence between the used ring and the flags below.
-        if !self.queue.needs_notification(memory)? {
-            return Ok(());
+        // The used index must be visible before the driver's wish is read: the driver writes its
+        // wish, then looks at the index once more.
+        fence(Ordering::SeqCst);
+        let ring = self.queue.avail_ring();
+        let wanted = if self.queue.event_idx_enabled() {
+            // Behind two words of flags and index and the ring itself.
+            let event = GuestAddress(ring + 4 + 2 * u64::from(self.queue.size()));
+            let event: u16 = u16::from_le(memory.load(event, Ordering::Relaxed)?);
+            // The driver named an index, and it was passed.
+            used.wrapping_sub(event).wrapping_sub(1) < used.wrapping_sub(before)
+        } else {
+            let flags: u16 = u16::from_le(memory.load(GuestAddress(ring), Ordering::Relaxed)?);
+            u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0
+        };
+        if wanted {
+            interrupt.used();
         }
-        // Without event indices, the driver says by a flag that it does not want to be interrupted
-        // (specification section 2.7.7).
-        if !self.queue.event_idx_enabled() {
-            let flags = u16::from_le(memory.read_obj(GuestAddress(self.queue.avail_ring()))?);
-            if u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT != 0 {
-                return Ok(());
-            }
-        }
-        interrupt.used();
         Ok(())
+    }
+
+    fn recycle(&mut self, chain: Chain) {
+        if self.spare.len() < MAX_SPARE {
+            self.spare.push(chain);
+        }
     }
 }
 
@@ -288,3 +349,7 @@ impl Drop for Turns {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "queue_tests.rs"]
+mod tests;

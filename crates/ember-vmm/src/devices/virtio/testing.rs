@@ -15,10 +15,10 @@ use super::{ActivateError, Activation, Interrupt, Queue, VirtioDevice};
 use crate::event_loop::EventRegistry;
 use crate::memory::GuestMemory;
 
-/// Guest memory: 16 MiB at 0, and 4 MiB at 1 GiB behind a hole.
-pub(crate) const LOW_END: u64 = 16 << 20;
+/// Guest memory: 8 MiB at 0, and 1 MiB at 1 GiB behind a hole.
+pub(crate) const LOW_END: u64 = 8 << 20;
 pub(crate) const HIGH_START: u64 = 1 << 30;
-pub(crate) const HIGH_END: u64 = HIGH_START + (4 << 20);
+pub(crate) const HIGH_END: u64 = HIGH_START + (1 << 20);
 /// Buffers of tests start here; below are the queues.
 pub(crate) const BUFFERS: u64 = 1 << 20;
 
