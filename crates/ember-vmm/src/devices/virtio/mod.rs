@@ -1,12 +1,12 @@
 //! Virtio devices (Virtual I/O Device specification, version 1.2), each the same shape:
 //!
 //! - `mod.rs`: what the embedder configures and holds (configuration, handles);
-//! - `device.rs`: the [`VirtioDevice`] itself, driven by the VM's one device thread;
+//! - `device.rs`: the `VirtioDevice` itself, driven by the VM's one device thread;
 //! - files that parse what the guest wrote, without I/O, so that a fuzzer can call them;
 //! - `tests.rs`.
 //!
 //! The transport (virtio over MMIO) owns negotiation, queue setup and interrupts; a device only
-//! sees a validated [`Activation`].
+//! sees a validated `Activation`.
 
 pub mod balloon;
 pub mod block;

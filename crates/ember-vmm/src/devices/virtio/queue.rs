@@ -109,21 +109,17 @@ impl Active {
         self.with_queue(index, |queue, memory| {
             let mut chains = 0;
             let mut bytes = 0;
-            queue.queue.disable_notification(memory)?;
-            loop {
-                while let Some(chain) = queue.pop(memory)? {
-                    chains += 1;
-                    bytes += chain.len();
-                    let written = serve(memory, &chain)?;
-                    queue.push(memory, chain, written)?;
-                    if chains >= queue.queue.size() || bytes >= TURN_BYTES {
-                        return Ok(Turn::More);
-                    }
-                }
-                if !queue.queue.enable_notification(memory)? {
-                    return Ok(Turn::Done);
+            queue.decline_doorbells(memory)?;
+            while let Some(chain) = queue.pop_or_ask(memory)? {
+                chains += 1;
+                bytes += chain.len();
+                let written = serve(memory, &chain)?;
+                queue.push(memory, chain, written)?;
+                if chains >= queue.size() || bytes >= TURN_BYTES {
+                    return Ok(Turn::More);
                 }
             }
+            Ok(Turn::Done)
         })
         .unwrap_or(Turn::Done)
     }
@@ -201,7 +197,21 @@ impl DeviceQueue {
         Ok(Some(chain))
     }
 
-    /// Undoes the last `chains.len()` calls of [`Self::pop`], which returned `chains`.
+    /// The next chain, or none and a doorbell at the next one.
+    pub(crate) fn pop_or_ask(&mut self, memory: &GuestMemory) -> Result<Option<Chain>, QueueError> {
+        if let Some(chain) = self.pop(memory)? {
+            return Ok(Some(chain));
+        }
+        // A chain that came before the driver saw the wish comes without a doorbell. One look is
+        // enough: only a driver that takes chains back could make it disappear again.
+        if self.queue.enable_notification(memory)? {
+            self.pop(memory)
+        } else {
+            Ok(None)
+        }
+    }
+
+    /// Takes back that the last `chains.len()` chains were popped, which are `chains`.
     pub(crate) fn unpop(&mut self, chains: impl ExactSizeIterator<Item = Chain>) {
         for chain in chains {
             self.queue.go_to_previous_position();
@@ -245,12 +255,6 @@ impl DeviceQueue {
             self.recycle(chain);
         }
         Ok(())
-    }
-
-    /// Asks for a doorbell at the next chain. True if there is one already, which then may come
-    /// without a doorbell.
-    pub(crate) fn ask_for_doorbell(&mut self, memory: &GuestMemory) -> Result<bool, QueueError> {
-        Ok(self.queue.enable_notification(memory)?)
     }
 
     /// Says that doorbells are not needed.

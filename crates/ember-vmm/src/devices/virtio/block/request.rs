@@ -16,6 +16,10 @@ pub(crate) const RANGE_SIZE: u32 = 16;
 /// The bytes of a serial number.
 pub(crate) const ID_SIZE: u32 = VIRTIO_BLK_ID_BYTES;
 
+/// The most bytes one request reads or writes. The guest does not learn of it, but Linux's own
+/// limit is 4 MiB unless its user raises it; without one, a guest could keep the device thread, and
+/// with it the end of the VM, waiting for 4 GiB of I/O.
+pub(crate) const MAX_DATA: u32 = 64 << 20;
 /// The most ranges in one discard request.
 pub(crate) const MAX_DISCARD_RANGES: u32 = 32;
 /// The most sectors in one range of a discard request: 2 GiB.
@@ -194,9 +198,9 @@ impl Disk {
 }
 
 fn whole_sectors(length: u32) -> Result<u64, Status> {
-    let length = u64::from(length);
-    if length.is_multiple_of(SECTOR) {
-        Ok(length / SECTOR)
+    let bytes = u64::from(length);
+    if bytes.is_multiple_of(SECTOR) && length <= MAX_DATA {
+        Ok(bytes / SECTOR)
     } else {
         Err(Status::IoError)
     }

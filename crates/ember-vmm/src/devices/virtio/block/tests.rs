@@ -183,6 +183,18 @@ fn refuses_what_is_not_on_the_disk() {
 }
 
 #[test]
+fn a_request_is_bounded() {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(1 << 30).unwrap();
+    let mut driver = read_write(&file);
+    let most = [(0, 1 << 20); 64];
+    assert_eq!(request(&mut driver, OUT, 0, &most, &[]), (OK, 1));
+    let more = [&most[..], &[(0, 512)]].concat();
+    assert_eq!(request(&mut driver, OUT, 0, &more, &[]), (IO_ERROR, 1));
+    assert_eq!(request(&mut driver, IN, 0, &[], &more), (IO_ERROR, 1));
+}
+
+#[test]
 fn a_buffer_outside_memory_is_an_io_error() {
     let file = image(8);
     let mut driver = read_write(&file);

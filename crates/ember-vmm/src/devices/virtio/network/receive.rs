@@ -37,10 +37,7 @@ pub(super) fn deliver(
             queue.unpop(chains.drain(..).map(|(chain, _)| chain));
             return Ok(Delivery::Dropped);
         }
-        let Some(chain) = queue.pop(memory)? else {
-            if queue.ask_for_doorbell(memory)? {
-                continue;
-            }
+        let Some(chain) = queue.pop_or_ask(memory)? else {
             queue.unpop(chains.drain(..).map(|(chain, _)| chain));
             return Ok(Delivery::NoBuffers);
         };
