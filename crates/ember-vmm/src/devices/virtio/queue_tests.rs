@@ -1,14 +1,22 @@
 //! Rings and chains that break the rules, on the simplest device there is, and random ones on all.
 
+use std::os::unix::fs::FileExt;
+
 use proptest::prelude::*;
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_INT_VRING;
+use vm_memory::{Bytes, GuestAddress};
 
 use super::EVENT_IDX;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::{BalloonConfig, BalloonDevice};
 use crate::devices::virtio::block::{BlockConfig, BlockDevice};
+use crate::devices::virtio::chain::{Buffer, Chain};
 use crate::devices::virtio::entropy::EntropyDevice;
-use crate::devices::virtio::testing::{BUFFERS, Driver, HIGH_END, HIGH_START, LOW_END, snapshot};
+use crate::devices::virtio::positioned_io::{Span, read_exact_at, write_all_at};
+use crate::devices::virtio::testing::{
+    BUFFERS, Driver, HIGH_END, HIGH_START, LOW_END, guest_memory, snapshot,
+};
+use crate::memory::GuestMemory;
 
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
@@ -93,6 +101,81 @@ fn chains_at_the_limits_are_served() {
         driver.add(0, &[], &[(BUFFERS, 16)]);
         driver.make_available(0, 0);
     }));
+}
+
+/// A chain of readable buffers, read from a table in `memory`.
+fn chain(memory: &GuestMemory, buffers: &[(u64, u32)]) -> Chain {
+    let size = buffers.len() as u16;
+    for (index, &(address, length)) in (0..).zip(buffers) {
+        let next = if index + 1 < u64::from(size) {
+            1 | (index + 1) << 16
+        } else {
+            0
+        };
+        let descriptor = [address, u64::from(length) | next << 32];
+        memory
+            .write_obj(descriptor, GuestAddress(index * 16))
+            .unwrap();
+    }
+    let mut chain = Chain::default();
+    chain.read(memory, GuestAddress(0), size, 0).unwrap();
+    chain
+}
+
+#[test]
+fn the_end_of_the_address_space_is_no_way_to_its_start() {
+    let memory = guest_memory();
+    let buffers = chain(&memory, &[(BUFFERS, 4), (u64::MAX - 3, 100)]).readable;
+    // Behind the first 4 bytes of the second buffer.
+    let parts: Vec<_> = buffers.slice(8, 20).collect();
+    assert_eq!(
+        parts,
+        [Buffer {
+            address: GuestAddress(u64::MAX),
+            length: 20
+        }]
+    );
+    buffers.read(&memory, 8, &mut [0; 20]).unwrap_err();
+    buffers.write(&memory, 8, &[0x99; 20]).unwrap_err();
+    assert_eq!(
+        memory.read_obj::<[u8; 16]>(GuestAddress(0x1_0000)).unwrap(),
+        [0; 16]
+    );
+}
+
+#[test]
+fn a_transfer_of_many_parts_takes_several_calls() {
+    let memory = guest_memory();
+    // 300 buffers of 7 bytes, apart.
+    let list: Vec<_> = (0..300).map(|index| (BUFFERS + index * 16, 7)).collect();
+    let buffers = chain(&memory, &list).readable;
+    let content: Vec<u8> = (0..2200).map(|index| (index % 253) as u8).collect();
+    let file = tempfile::tempfile().unwrap();
+    file.write_all_at(&content, 0).unwrap();
+
+    let span = Span {
+        memory: &memory,
+        buffers: &buffers,
+        offset: 3,
+        length: 2090,
+    };
+    read_exact_at(&file, 50, span).unwrap();
+    let mut got = vec![0; 2100];
+    buffers.read(&memory, 0, &mut got).unwrap();
+    assert_eq!(got[..3], [0; 3]);
+    assert_eq!(got[3..2093], content[50..2140]);
+    assert_eq!(got[2093..], [0; 7]);
+
+    let copy = tempfile::tempfile().unwrap();
+    write_all_at(&copy, 1000, span).unwrap();
+    let mut got = vec![0; 3090];
+    copy.read_exact_at(&mut got, 0).unwrap();
+    assert_eq!(got[1000..], content[50..2140]);
+    assert_eq!(copy.metadata().unwrap().len(), 3090);
+
+    // The file ends within the second call.
+    let error = read_exact_at(&file, 1000, span).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof);
 }
 
 #[test]

@@ -172,6 +172,24 @@ fn frames_wait_until_the_guest_has_buffers() {
 }
 
 #[test]
+fn a_reset_forgets_the_frame_that_waits() {
+    let (mut driver, mut host) = driver(EVENT_IDX);
+    host.write_all(&frame(100)).unwrap();
+    host.write_all(&frame(200)).unwrap();
+    driver.run();
+    driver.device.reset();
+    assert_eq!(
+        driver.run(),
+        0,
+        "a device that was reset watches its interface"
+    );
+    driver.activate(VERSION_1, u32::MAX).unwrap();
+    driver.add(RECEIVE, &[], &[(BUFFERS, 1526)]);
+    driver.run();
+    assert_eq!(driver.used(RECEIVE), [(0, 212)]);
+}
+
+#[test]
 fn a_long_frame_is_spread_over_merged_buffers() {
     let (mut driver, mut host) = driver(EVENT_IDX | MERGEABLE);
     let frame = frame(60_000);
