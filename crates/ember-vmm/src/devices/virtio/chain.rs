@@ -136,11 +136,6 @@ impl Buffers {
         self.length
     }
 
-    /// The number of buffers.
-    pub(crate) fn count(&self) -> usize {
-        self.list.len()
-    }
-
     /// All of the buffers, in order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = Buffer> + '_ {
         self.list.iter().copied()

@@ -94,11 +94,6 @@ impl Active {
         })
     }
 
-    /// Whether the driver broke the rules, so that nothing is served until a reset.
-    pub(crate) fn is_broken(&self) -> bool {
-        self.broken
-    }
-
     /// Takes one turn on queue `index`: hands each chain to `serve`, which says how many bytes it
     /// wrote to the chain's writable buffers.
     pub(crate) fn serve(
