@@ -7,7 +7,7 @@ use std::fmt;
 ///
 /// [`kind`](Self::kind) is for programs to decide by; the message is for people, and says what was
 /// attempted, on what, and what to do. What a guest's own code does wrong is not an error: it is in
-/// the [`Output`](crate::Output) of running it.
+/// what comes of running it.
 pub struct Error {
     kind: ErrorKind,
     message: String,
@@ -22,6 +22,12 @@ pub enum ErrorKind {
     HostUnsupported,
     /// The request is wrong, and will be wrong again.
     InvalidRequest,
+    /// There is no such program in the guest.
+    NotFound,
+    /// The program is there and cannot be executed by this user.
+    NotExecutable,
+    /// The guest has no memory, processes or files left for it.
+    Exhausted,
     /// A kernel or an image could not be prepared: a package, a tool or a file is missing.
     Unprepared,
     /// The guest did not come up. The message ends with its console's last lines.

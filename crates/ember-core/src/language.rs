@@ -1,4 +1,4 @@
-//! The languages that an image runs programs of.
+//! The languages that an image runs programs of, and in which account.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,4 +14,24 @@ pub struct Language {
     pub interpreter: Vec<String>,
     /// The interpreter's option that is followed by the program's text itself.
     pub inline: String,
+}
+
+/// The account of an image that programs run in, so that they are not root even in their guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Account {
+    /// The user's name.
+    pub user: String,
+    /// Where programs start, and where their files are put.
+    pub home: String,
+}
+
+impl Default for Account {
+    /// Root, of whom every image has one.
+    fn default() -> Self {
+        Self {
+            user: "root".to_owned(),
+            home: "/root".to_owned(),
+        }
+    }
 }

@@ -10,7 +10,7 @@ use super::apt::Apt;
 use super::pack;
 use super::recipe::Recipe;
 use super::{AssetError, Assets};
-use crate::Language;
+use crate::{Account, Language};
 
 /// A guest's root file system: read-only, shared by every guest that uses it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +42,10 @@ pub struct ReadyImage {
     pub file: PathBuf,
     /// The languages that programs can be given in.
     pub languages: Vec<Language>,
+    /// The account that programs run in.
+    pub account: Account,
+    /// Which kind of file system it is, if that is known.
+    pub file_system: Option<&'static str>,
 }
 
 const FILE: &str = "root.squashfs";
@@ -65,6 +69,8 @@ pub(super) fn prepare(assets: &Assets, image: &Image) -> Result<ReadyImage, Asse
             Ok(ReadyImage {
                 file: path.clone(),
                 languages: Vec::new(),
+                account: Account::default(),
+                file_system: None,
             })
         }
     }
@@ -78,6 +84,8 @@ pub(super) fn pack(assets: &Assets, name: &str, renew: bool) -> Result<ReadyImag
     let ready = |directory: &Path| ReadyImage {
         file: directory.join(FILE),
         languages: recipe.languages.clone(),
+        account: recipe.account.clone(),
+        file_system: Some("squashfs"),
     };
     // What the recipe was when it was followed last, and what came of it. Which versions the
     // packages have is asked only when there is nothing: an image does not change under its users.

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use ember_vmm::kernel::KernelImage;
 use serde::{Deserialize, Serialize};
 
 use super::apt::{self, Apt};
@@ -53,10 +54,13 @@ pub struct ReadyKernel {
 }
 
 /// Part of a stock kernel's key: a change to what is kept of one makes a new one.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// The pointer to the stock kernel in use, among the kernels.
 const STOCK: &str = "kernels/stock-";
-const IMAGE: &str = "vmlinuz";
+/// What the package has, which people and other tools may want.
+const PACKED: &str = "vmlinuz";
+/// The same, unpacked once so that no guest has to.
+const UNPACKED: &str = "vmlinux";
 const CONTENTS: &str = "kernel.json";
 
 /// What a stock kernel's directory says about itself.
@@ -86,6 +90,11 @@ pub(crate) enum KernelError {
     NotAKernel {
         package: String,
         missing: &'static str,
+    },
+    #[error("{} is not a kernel that a guest can be booted with", path.display())]
+    Unusable {
+        path: PathBuf,
+        source: Box<ember_vmm::kernel::KernelError>,
     },
     #[error("{} is damaged; remove its directory and it is made again", path.display())]
     Damaged {
@@ -182,8 +191,17 @@ fn keep(package: &str, scratch: &Path, directory: &Path) -> Result<(), AssetErro
     if !kernel.is_file() {
         return Err(lacks("vmlinuz").into());
     }
-    let image = directory.join(IMAGE);
-    fs::rename(&kernel, &image).map_err(io_error("move", &image))?;
+    let packed = directory.join(PACKED);
+    fs::rename(&kernel, &packed).map_err(io_error("move", &packed))?;
+    let image = KernelImage::from_path(&packed).map_err(|source| KernelError::Unusable {
+        path: packed.clone(),
+        source: Box::new(source),
+    })?;
+    let image = image
+        .vmlinux()
+        .ok_or_else(|| lacks("kernel that can be unpacked"))?;
+    let unpacked = directory.join(UNPACKED);
+    fs::write(&unpacked, image).map_err(io_error("write", &unpacked))?;
 
     let tree = ["lib/modules", "usr/lib/modules"]
         .map(|parent| scratch.join(parent).join(release))
@@ -217,7 +235,7 @@ fn open(directory: &Path) -> Result<ReadyKernel, AssetError> {
         serde_json::from_slice(&text).map_err(|source| KernelError::Damaged { path, source })?;
     Ok(ReadyKernel {
         description: format!("stock {}", contents.release),
-        image: directory.join(IMAGE),
+        image: directory.join(UNPACKED),
         modules: contents
             .modules
             .iter()

@@ -99,7 +99,7 @@ impl Assets {
         Ok(image::pack(self, name, true)?)
     }
 
-    /// Builds the initramfs that a guest of `kernel` starts from: `agent` as `/init`, and the
+    /// Builds the initramfs that a guest of `kernel` starts from: the agent as `/init`, and the
     /// kernel's modules.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::Language;
+use crate::{Account, Language};
 
 /// What a pack is made from. `crates/ember-guest/packs/` has the recipes and says what is what.
 #[derive(Debug, Deserialize)]
@@ -15,6 +15,8 @@ pub(crate) struct Recipe {
     #[serde(default)]
     pub(crate) drop: Vec<String>,
     pub(crate) bytecode: Option<Bytecode>,
+    #[serde(default)]
+    pub(crate) account: Account,
     #[serde(default, rename = "language")]
     pub(crate) languages: Vec<Language>,
     #[serde(default, rename = "directory")]
