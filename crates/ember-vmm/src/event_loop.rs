@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::thread;
 
@@ -140,7 +140,7 @@ impl EventLoop {
     /// A loop that is not running yet; descriptors can be registered with it.
     pub(crate) fn new() -> io::Result<Self> {
         let epoll = Arc::new(Epoll::new()?);
-        let wake = EventFd::new(EFD_NONBLOCK)?;
+        let wake = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
         let control = EventRegistry {
             epoll: Arc::clone(&epoll),
             device: CONTROL,

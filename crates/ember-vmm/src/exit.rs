@@ -17,7 +17,7 @@ pub enum ExitReason {
         /// What it said on its console, if it got to say it.
         message: String,
     },
-    /// `Vm::stop` was called, or the VM was dropped.
+    /// [`Vm::stop`](crate::Vm::stop) was called, or the VM was dropped.
     Stopped,
     /// The guest could not handle a fault, the way a PC then resets.
     TripleFault {

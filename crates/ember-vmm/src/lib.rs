@@ -1,12 +1,11 @@
 //! A small KVM monitor: a virtual machine as a value.
 //!
-//! A `Vm` owns everything its guest needs: memory, virtual CPUs, interrupt chip and devices. It
+//! A [`Vm`] owns everything its guest needs: memory, virtual CPUs, interrupt chip and devices. It
 //! can be started, paused, resumed and stopped from any thread, and dropping it frees everything.
 //! Nothing here is process-wide except the kick signal, whose number the embedder can choose.
 
-#![allow(dead_code, unused_imports)] // until the parts below are put together
-
 mod arch;
+mod config;
 pub mod devices;
 mod event_loop;
 mod exit;
@@ -15,6 +14,9 @@ mod memory;
 pub mod probe;
 mod thread;
 mod vcpu;
+mod vm;
 
+pub use config::{MAX_MEMORY_BYTES, MAX_VCPUS, MIN_MEMORY_BYTES, VmConfig};
 pub use exit::ExitReason;
 pub use vcpu::kick::default_kick_signal;
+pub use vm::{BuildError, Ended, OutOfMemoryRange, Vm};

@@ -1,6 +1,12 @@
 //! A VM as a value: started, paused, resumed, stopped and dropped from any thread, and the reason
 //! of its end.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test ends by panicking"
+)]
+
 mod common;
 
 use std::sync::Arc;

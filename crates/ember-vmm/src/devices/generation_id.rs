@@ -6,7 +6,7 @@ use std::io;
 use std::sync::Arc;
 
 use vm_memory::Bytes;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::arch::layout::GENERATION_ID;
 use crate::memory::GuestMemory;
@@ -23,7 +23,7 @@ impl GenerationId {
     pub(crate) fn new(memory: GuestMemory, first: [u8; 16]) -> io::Result<Self> {
         let device = Self {
             memory,
-            line: Arc::new(EventFd::new(EFD_NONBLOCK)?),
+            line: Arc::new(EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?),
         };
         device.store(first)?;
         Ok(device)

@@ -18,7 +18,7 @@ use std::path::Path;
 pub use bzimage::BzImageError;
 pub(crate) use bzimage::{SETUP_HEADER_OFFSET, SetupHeader};
 pub use elf::ElfError;
-pub(crate) use load::{Entry, LoadError, LoadedKernel};
+pub(crate) use load::{Entry, LoadedKernel};
 pub use unpack::Compression;
 
 use bzimage::BzImage;

@@ -5,6 +5,7 @@ use std::io::Write;
 use vm_memory::{Bytes, GuestAddress};
 
 use self::build::{ADDRESS, CODE, ENTRY, LOAD_HEADER, MEMORY_SIZE, Options, PVH_ENTRY};
+use super::load::LoadError;
 use super::*;
 use crate::memory::GuestMemory;
 

@@ -8,6 +8,7 @@ use virtio_bindings::virtio_mmio;
 use vm_memory::Address;
 
 use super::Vm;
+use crate::arch::acpi::AcpiConfig;
 use crate::arch::{self, BootRegisters, HostFeatures, layout};
 use crate::config::{MAX_MEMORY_BYTES, MAX_VCPUS, MIN_MEMORY_BYTES, VmConfig};
 use crate::devices::bus::Bus;
@@ -57,13 +58,19 @@ where
     E: std::error::Error + Send + Sync + 'static,
 {
     let step = step.into();
-    move |source| BuildError::Host { step, source: Box::new(source) }
+    move |source| BuildError::Host {
+        step,
+        source: Box::new(source),
+    }
 }
 
 fn check(config: &VmConfig) -> Result<(), BuildError> {
     let refuse = |message: String| Err(BuildError::Configuration(message));
     if !(1..=MAX_VCPUS).contains(&config.vcpus) {
-        return refuse(format!("a VM has 1 to {MAX_VCPUS} vCPUs, not {}", config.vcpus));
+        return refuse(format!(
+            "a VM has 1 to {MAX_VCPUS} vCPUs, not {}",
+            config.vcpus
+        ));
     }
     if !(MIN_MEMORY_BYTES..=MAX_MEMORY_BYTES).contains(&config.memory_bytes) {
         return refuse(format!(
@@ -122,6 +129,7 @@ pub(super) fn build(mut config: VmConfig) -> Result<Vm, BuildError> {
         vsock: devices.vsock,
         balloon: devices.balloon,
         generation_id: devices.generation_id,
+        transition: Mutex::new(()),
         vm,
     };
     let fds = (0..vcpus)
@@ -140,11 +148,17 @@ pub(super) fn build(mut config: VmConfig) -> Result<Vm, BuildError> {
     for (index, fd) in fds.into_iter().enumerate() {
         let thread = vcpu::spawn(index, fd, Arc::clone(&bus), Arc::clone(&control))
             .map_err(host(format!("cannot start the thread of vCPU {index}")))?;
-        value.vcpu_threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+        value
+            .vcpu_threads
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(thread);
     }
     value
         .event_loop
-        .start(handlers, move |what| control.finish(ExitReason::MonitorFailed { what }))
+        .start(handlers, move |what| {
+            control.finish(ExitReason::MonitorFailed { what });
+        })
         .map_err(host("cannot start the device thread"))?;
     Ok(value)
 }
@@ -191,8 +205,7 @@ impl Devices {
             virtio.push(Box::new(network));
         }
         if config.entropy {
-            let device =
-                EntropyDevice::new().map_err(host("cannot create the entropy device"))?;
+            let device = EntropyDevice::new().map_err(host("cannot create the entropy device"))?;
             virtio.push(Box::new(device));
         }
         let mut balloon = None;
@@ -219,24 +232,38 @@ impl Devices {
             .map(|id| GenerationId::new(vm.memory().clone(), id))
             .transpose()
             .map_err(host("cannot create the generation id"))?;
-        let bus = Bus { serial: Arc::new(serial), virtio };
-        Ok(Self { bus, vsock, balloon, generation_id })
+        let bus = Bus {
+            serial: Arc::new(serial),
+            virtio,
+        };
+        Ok(Self {
+            bus,
+            vsock,
+            balloon,
+            generation_id,
+        })
     }
 
     /// What the device thread calls, in the order of the numbers [`Self::connect`] registers.
     fn handlers(&self) -> Vec<Arc<dyn EventHandler>> {
         let virtio = self.bus.virtio.iter().map(|device| Arc::clone(device) as _);
-        virtio.chain([Arc::clone(&self.bus.serial) as Arc<dyn EventHandler>]).collect()
+        virtio
+            .chain([Arc::clone(&self.bus.serial) as Arc<dyn EventHandler>])
+            .collect()
     }
 
     /// Connects doorbells, interrupt lines and host descriptors.
     fn connect(&self, vm: &VmWithMemory, event_loop: &EventLoop) -> Result<(), BuildError> {
         let line = |fd, gsi| {
-            vm.fd().register_irqfd(fd, gsi).map_err(host("cannot connect an interrupt line"))
+            vm.fd()
+                .register_irqfd(fd, gsi)
+                .map_err(host("cannot connect an interrupt line"))
         };
         let mut number = 0;
         for (index, device) in self.bus.virtio.iter().enumerate() {
-            let Some(window) = layout::virtio_window(index) else { break };
+            let Some(window) = layout::virtio_window(index) else {
+                break;
+            };
             let doorbell =
                 window.address.raw_value() + u64::from(virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY);
             for (queue, fd) in (0u32..).zip(device.doorbells()) {
@@ -269,7 +296,26 @@ fn load_guest(
     vm: &VmWithMemory,
     devices: &Devices,
 ) -> Result<BootRegisters, BuildError> {
-    let kernel = |error| BuildError::Kernel(Box::new(error));
-    let _ = (config, vm, devices, kernel);
-    unimplemented!()
+    let kernel = config.kernel.load(vm.memory()).map_err(kernel_error)?;
+    let tables = AcpiConfig {
+        vcpus: config.vcpus,
+        virtio_devices: devices.bus.virtio.len(),
+        generation_id: devices.generation_id.is_some(),
+    };
+    let rsdp = arch::acpi::write_tables(vm.memory(), &tables).map_err(kernel_error)?;
+    arch::write_boot_structures(
+        vm.memory(),
+        &kernel,
+        config.initramfs.as_deref(),
+        &config.command_line,
+        rsdp,
+    )
+    .map_err(kernel_error)
+}
+
+fn kernel_error<E>(error: E) -> BuildError
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    BuildError::Kernel(Box::new(error))
 }

@@ -3,7 +3,7 @@
 mod build;
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,9 @@ pub struct Vm {
     vsock: Option<VsockHandle>,
     balloon: Option<BalloonHandle>,
     generation_id: Option<GenerationId>,
+    /// Held while a change between running and paused is on its way, so that none sees another's
+    /// half. Stopping does not take it.
+    transition: Mutex<()>,
     vm: VmWithMemory,
 }
 
@@ -67,6 +70,7 @@ impl Vm {
     /// # Errors
     /// If the VM has ended.
     pub fn start(&self) -> Result<(), Ended> {
+        let _transition = self.transition();
         self.event_loop.resume();
         self.set_mode(Mode::Running)
     }
@@ -77,6 +81,7 @@ impl Vm {
     /// # Errors
     /// If the VM has ended.
     pub fn pause(&self) -> Result<(), Ended> {
+        let _transition = self.transition();
         self.set_mode(Mode::Paused)?;
         self.control.wait_parked();
         self.event_loop.pause();
@@ -163,6 +168,12 @@ impl Vm {
         Ok(bytes)
     }
 
+    fn transition(&self) -> MutexGuard<'_, ()> {
+        self.transition
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn set_mode(&self, mode: Mode) -> Result<(), Ended> {
         if self.control.set_mode(mode) {
             return Ok(());
@@ -174,8 +185,12 @@ impl Vm {
 impl Drop for Vm {
     fn drop(&mut self) {
         self.stop();
-        let threads =
-            std::mem::take(&mut *self.vcpu_threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let threads = std::mem::take(
+            &mut *self
+                .vcpu_threads
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
         for thread in threads {
             // A panic of the thread was reported where it happened.
             let _ = thread.join();
@@ -186,6 +201,8 @@ impl Drop for Vm {
 
 impl fmt::Debug for Vm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Vm").field("control", &self.control).finish_non_exhaustive()
+        f.debug_struct("Vm")
+            .field("control", &self.control)
+            .finish_non_exhaustive()
     }
 }

@@ -1,6 +1,13 @@
 //! Guests of a few instructions: enough to say something about the monitor without an operating
 //! system, on any KVM.
 
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test ends by panicking"
+)]
+
 use ember_vmm::kernel::KernelImage;
 use ember_vmm::{Vm, VmConfig};
 

@@ -57,7 +57,7 @@ pub(crate) fn write_tables(
 
 /// All tables, as they are to be in memory from [`ACPI_TABLES`] on. The RSDP comes first, the rest
 /// in an order in which each only points back. What a configuration can ask for is so bounded that
-/// they always fit into [`ACPI_TABLES_SIZE`](super::layout::ACPI_TABLES_SIZE).
+/// they always fit into `ACPI_TABLES_SIZE`.
 fn build(config: &AcpiConfig) -> Vec<u8> {
     let mut area = Area {
         bytes: vec![0; Rsdp::len()],

@@ -1,6 +1,6 @@
 //! The x86_64 architecture.
 
-mod acpi;
+pub(crate) mod acpi;
 mod boot;
 mod cpuid;
 pub(crate) mod layout;
@@ -9,6 +9,7 @@ mod registers;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
+pub(crate) use boot::write_boot_structures;
 pub(crate) use registers::{BootRegisters, read_registers};
 use registers::{set_boot_msrs, set_boot_registers, set_interrupt_pins};
 

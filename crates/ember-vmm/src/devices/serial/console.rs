@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// How many bytes of input may wait for the guest.
 const INPUT_LIMIT: usize = 4096;
@@ -75,7 +75,7 @@ impl Console {
             sink: Mutex::new(config.sink),
             keep_bytes: config.keep_bytes.max(1),
             told: AtomicBool::new(false),
-            wake: EventFd::new(EFD_NONBLOCK)?,
+            wake: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
         });
         Ok((
             Self {

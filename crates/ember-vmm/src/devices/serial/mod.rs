@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vm_superio::Trigger;
 use vm_superio::serial::{NoEvents, Serial};
 use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::event_loop::{EventHandler, EventRegistry};
 
@@ -45,7 +45,7 @@ impl std::fmt::Debug for SerialDevice {
 impl SerialDevice {
     /// A UART whose output goes where `config` says.
     pub(crate) fn new(config: ConsoleConfig) -> io::Result<Self> {
-        let line = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        let line = Arc::new(EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?);
         let (console, writer) = Console::new(config)?;
         let uart = Serial::new(InterruptLine(Arc::clone(&line)), writer);
         Ok(Self {

@@ -13,7 +13,7 @@ use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_bindings::virtio_mmio as reg;
 use virtio_queue::QueueT;
 use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{Activation, Interrupt, Queue, VirtioDevice};
 use crate::event_loop::{EventHandler, EventRegistry};
@@ -67,11 +67,11 @@ impl MmioTransport {
     /// Puts `device` behind a transport whose queues live in `memory`.
     pub(crate) fn new(device: Box<dyn VirtioDevice>, memory: GuestMemory) -> io::Result<Self> {
         let interrupt_status = Arc::new(AtomicU32::new(0));
-        let line = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        let line = Arc::new(EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?);
         let queues = new_queues(device.as_ref())?;
         let doorbells = queues
             .iter()
-            .map(|_| EventFd::new(EFD_NONBLOCK))
+            .map(|_| EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK))
             .collect::<io::Result<_>>()?;
         let interrupt = Interrupt::new(Arc::clone(&interrupt_status), Arc::clone(&line));
         Ok(Self {
