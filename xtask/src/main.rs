@@ -1,9 +1,13 @@
 //! The project's commands, the same for people and for CI: `cargo xtask COMMAND`.
 
+mod bench;
+mod cargo;
 mod cpio;
 mod debian;
 mod dirs;
+mod kernel;
 mod lab;
+mod licences;
 mod modules;
 // Included, not depended on: this crate must build while the monitor does not.
 #[path = "../../crates/ember-vmm/src/probe.rs"]
@@ -13,8 +17,12 @@ mod modules;
     reason = "it is a public module of another crate"
 )]
 mod probe;
+mod quickstart;
+mod suites;
+mod test;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -44,6 +52,10 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// From a fresh machine to a Python program in a microVM
+    ///
+    /// Installs what is missing and says what and why. Safe to run again.
+    Quickstart,
     /// Run a command where KVM is real: in a virtual machine of QEMU's software CPU
     ///
     /// The command has the caller's working directory, environment, standard streams and exit
@@ -58,13 +70,50 @@ enum Command {
         #[arg(last = true, required = true)]
         command: Vec<OsString>,
     },
+    /// Build the tuned guest kernel from Debian's source package
+    ///
+    /// Optional: every command works with Debian's stock kernel too. Kept in the cache; the last
+    /// line is its path.
+    Kernel {
+        /// Build again if Debian has newer source
+        #[arg(long)]
+        update: bool,
+    },
     /// Say whether this machine's own KVM can boot Linux, by timing it
     ///
     /// The exit status is 0 when it can, 1 when it cannot.
     Probe,
+    /// Format, clippy, documentation, licences, unit tests, doc tests and all KVM tests
+    ///
+    /// KVM tests are integration tests named kvm_*; they run on this machine's own KVM if it can
+    /// boot Linux, and else in the lab. The last line is `N passed, M failed`.
+    Test {
+        #[command(flatten)]
+        selection: test::Selection,
+    },
+    /// The KVM tests that take longer: integration tests named stress_*, and those marked ignored
+    Stress {
+        #[command(flatten)]
+        selection: test::Selection,
+    },
+    /// Measure the published figures, by the lab's instruction clock
+    ///
+    /// Prints a table and writes target/bench/figures.json.
+    Bench {
+        /// Figures to measure, such as boot.agent [default: all]
+        names: Vec<String>,
+    },
+    /// Check licences, bans and sources with cargo-deny, which is installed if it is missing
+    Deny,
     /// First process in the lab
     #[command(hide = true)]
     LabInit,
+    /// The programs of quickstart, where KVM is real
+    #[command(hide = true)]
+    QuickstartPrograms { ember: PathBuf },
+    /// Run a list of test executables
+    #[command(hide = true)]
+    RunSuites { list: PathBuf, results: PathBuf },
 }
 
 fn main() -> ExitCode {
@@ -95,6 +144,10 @@ fn run(command: Command) -> Result<u8> {
             }
             Ok(exit.status)
         }
+        Command::Kernel { update } => {
+            println!("{}", kernel::run(update)?.display());
+            Ok(0)
+        }
         Command::Probe => {
             let verdict = probe::probe();
             println!("{verdict}");
@@ -103,6 +156,15 @@ fn run(command: Command) -> Result<u8> {
             }
             Ok(u8::from(!verdict.is_real()))
         }
+        Command::Test { selection } => test::test(&selection),
+        Command::Stress { selection } => test::stress(&selection),
+        Command::RunSuites { list, results } => {
+            suites::run_list(&list, &results, &mut std::io::stdout()).map(|()| 0)
+        }
+        Command::Quickstart => quickstart::run(),
+        Command::QuickstartPrograms { ember } => quickstart::programs(&ember),
+        Command::Bench { names } => bench::run(&names),
+        Command::Deny => licences::deny(),
         Command::LabInit => lab::init::run().map(|()| 0),
     }
 }

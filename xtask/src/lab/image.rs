@@ -57,7 +57,7 @@ pub(crate) struct Image {
 /// The image in the cache, made now if it is not there.
 pub(crate) fn prepare() -> Result<Image> {
     let root = dirs::cache()?.join("lab");
-    let directory = root.join(format!("image-{:016x}", recipe_hash()));
+    let directory = root.join(format!("image-{}", recipe_hash()));
     if let Some(image) = open(&directory) {
         return Ok(image);
     }
@@ -65,11 +65,8 @@ pub(crate) fn prepare() -> Result<Image> {
     if let Some(image) = open(&directory) {
         return Ok(image);
     }
-    let work = root.join(format!("work-{}", std::process::id()));
-    let made = make(&work, &directory);
-    // Also after a failure; what remains is only space.
-    let _ = fs::remove_dir_all(&work);
-    made?;
+    let work = dirs::Scratch::below(&root.join("work"))?;
+    make(work.path(), &directory)?;
     open(&directory).with_context(|| format!("{} is incomplete", directory.display()))
 }
 
@@ -136,15 +133,13 @@ fn initramfs(modules: &Path) -> Result<Vec<u8>> {
     Ok(archive.finish())
 }
 
-/// Tells images of different making apart (FNV-1a).
-fn recipe_hash() -> u64 {
-    let parts = KERNELS
+fn recipe_hash() -> String {
+    let parts: Vec<&str> = KERNELS
         .iter()
         .chain(&MODULES)
         .chain(&APPLETS)
-        .chain([&BOOT]);
-    let bytes = parts.flat_map(|part| part.bytes().chain([0]));
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
+        .chain([&BOOT])
+        .copied()
+        .collect();
+    dirs::fnv(&parts)
 }

@@ -22,6 +22,9 @@ pub(crate) use session::{Exit, Inherit, Output};
 /// Environment variable that tells a command where its results survive the lab.
 pub(crate) const OUT_VARIABLE: &str = "EMBER_LAB_OUT";
 
+/// In seconds.
+const DEFAULT_TIMEOUT: u64 = 1800;
+
 /// How the lab's machine is made.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Machine {
@@ -35,8 +38,19 @@ pub(crate) struct Machine {
     #[arg(long, value_name = "MIB")]
     pub(crate) memory: Option<u32>,
     /// End the command after so many seconds, with status 124; 0 is never
-    #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
+    #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_TIMEOUT)]
     pub(crate) timeout: u64,
+}
+
+impl Default for Machine {
+    fn default() -> Self {
+        Self {
+            icount: false,
+            cpus: None,
+            memory: None,
+            timeout: DEFAULT_TIMEOUT,
+        }
+    }
 }
 
 /// What is run in a lab.
@@ -74,17 +88,17 @@ pub(crate) fn prepare() -> Result<String> {
 pub(crate) fn run(machine: &Machine, job: &Job, output: &mut dyn Output) -> Result<Exit> {
     debian::ensure(&debian::LAB_TOOLS)?;
     let image = image::prepare()?;
-    let run = RunDirectory::create()?;
+    let run = dirs::Scratch::below(&dirs::target()?.join("lab-run"))?;
     let out = results_directory()?;
     dirs::create(&out)?;
 
     let in_tmp = job.directory.starts_with("/tmp");
-    let initramfs = qemu::initramfs(&image.initramfs, &run.path, &out, !in_tmp)?;
+    let initramfs = qemu::initramfs(&image.initramfs, run.path(), &out, !in_tmp)?;
     let qemu = qemu::Qemu {
         kernel: &image.kernel,
         initramfs: &initramfs,
         out: &out,
-        run: &run.path,
+        run: run.path(),
         machine,
     };
     let mut environment = job.environment.clone();
@@ -103,39 +117,5 @@ pub(crate) fn results_directory() -> Result<PathBuf> {
     match chosen.filter(|path| path.is_absolute()) {
         Some(path) => Ok(path),
         None => Ok(dirs::target()?.join("lab-out")),
-    }
-}
-
-/// A directory for one lab's files, gone with it.
-#[derive(Debug)]
-struct RunDirectory {
-    path: PathBuf,
-}
-
-impl RunDirectory {
-    fn create() -> Result<Self> {
-        let parent = dirs::target()?.join("lab-run");
-        dirs::create(&parent)?;
-        // Left by an xtask that was killed.
-        for entry in std::fs::read_dir(&parent)?.flatten() {
-            let name = entry.file_name();
-            let owner = PathBuf::from("/proc")
-                .join(name.to_string_lossy().split('-').next().unwrap_or("x"));
-            if !owner.exists() {
-                let _ = std::fs::remove_dir_all(entry.path());
-            }
-        }
-        static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let path = parent.join(format!("{}-{count}", std::process::id()));
-        dirs::create(&path)?;
-        Ok(Self { path })
-    }
-}
-
-impl Drop for RunDirectory {
-    fn drop(&mut self) {
-        // What remains is space only, and the next lab removes it.
-        let _ = std::fs::remove_dir_all(&self.path);
     }
 }

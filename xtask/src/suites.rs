@@ -1,0 +1,332 @@
+//! Running test executables, here or in the lab, and counting what they report.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use serde_json::{Value, json};
+
+use crate::cargo::Built;
+use crate::lab::init::shell_status;
+
+/// A suite that takes longer hangs.
+const LIMIT: Duration = Duration::from_secs(900);
+
+/// A test executable and how it is run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Suite {
+    /// `package::target`.
+    pub(crate) name: String,
+    pub(crate) executable: PathBuf,
+    /// The package's directory: where cargo runs tests.
+    pub(crate) directory: PathBuf,
+    /// For libtest.
+    pub(crate) arguments: Vec<String>,
+}
+
+impl Suite {
+    pub(crate) fn new(built: &Built, arguments: &[String]) -> Self {
+        let kind = if built.kind == "test" {
+            String::new()
+        } else {
+            format!(" ({})", built.kind)
+        };
+        Self {
+            name: format!("{}::{}{kind}", built.package, built.target),
+            executable: built.executable.clone(),
+            directory: built.directory.clone(),
+            arguments: arguments.to_vec(),
+        }
+    }
+
+    fn to_json(&self) -> Value {
+        json!({
+            "name": self.name,
+            "executable": self.executable.to_string_lossy(),
+            "directory": self.directory.to_string_lossy(),
+            "arguments": self.arguments,
+        })
+    }
+
+    fn from_json(value: &Value) -> Option<Self> {
+        let arguments = value["arguments"].as_array()?.iter();
+        Some(Self {
+            name: value["name"].as_str()?.to_owned(),
+            executable: value["executable"].as_str()?.into(),
+            directory: value["directory"].as_str()?.into(),
+            arguments: arguments
+                .filter_map(|word| word.as_str().map(str::to_owned))
+                .collect(),
+        })
+    }
+}
+
+/// What suites reported, added up.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Report {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+    /// Names of what failed.
+    pub(crate) failures: Vec<String>,
+    /// Names of what was marked to be ignored.
+    pub(crate) ignored: Vec<String>,
+}
+
+impl Report {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.failures.extend(other.failures);
+        self.ignored.extend(other.ignored);
+    }
+
+    /// One thing that passed or not, such as the format check.
+    pub(crate) fn single(name: &str, passed: bool) -> Self {
+        let failures = if passed {
+            Vec::new()
+        } else {
+            vec![name.to_owned()]
+        };
+        Self {
+            passed: passed.into(),
+            failed: (!passed).into(),
+            failures,
+            ignored: Vec::new(),
+        }
+    }
+
+    fn to_json(&self) -> Value {
+        json!({
+            "passed": self.passed,
+            "failed": self.failed,
+            "failures": self.failures,
+            "ignored": self.ignored,
+        })
+    }
+
+    fn from_json(value: &Value) -> Option<Self> {
+        let names = |value: &Value| -> Option<Vec<String>> {
+            let list = value.as_array()?.iter();
+            Some(
+                list.filter_map(|name| name.as_str().map(str::to_owned))
+                    .collect(),
+            )
+        };
+        Some(Self {
+            passed: value["passed"].as_u64()?,
+            failed: value["failed"].as_u64()?,
+            failures: names(&value["failures"])?,
+            ignored: names(&value["ignored"])?,
+        })
+    }
+}
+
+/// Runs one suite; its standard output goes to `out` as it comes.
+pub(crate) fn run(suite: &Suite, out: &mut dyn Write) -> Report {
+    // A reader of `out` that has gone away changes nothing about the tests.
+    let _ = writeln!(out, "--- {} ---", suite.name);
+    let started = Instant::now();
+    let report = start(suite).and_then(|child| follow(suite, child, out));
+    let report = report.unwrap_or_else(|error| {
+        let _ = writeln!(out, "{}: {error:#}", suite.name);
+        Report::single(&suite.name, false)
+    });
+    let _ = writeln!(
+        out,
+        "--- {}: {:.1} s ---",
+        suite.name,
+        started.elapsed().as_secs_f64()
+    );
+    report
+}
+
+fn start(suite: &Suite) -> Result<Child> {
+    let package = suite.name.split("::").next().unwrap_or_default();
+    Command::new(&suite.executable)
+        .args(&suite.arguments)
+        .current_dir(&suite.directory)
+        .env("CARGO_MANIFEST_DIR", &suite.directory)
+        .env("CARGO_PKG_NAME", package)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn()
+        .with_context(|| format!("starting {}", suite.executable.display()))
+}
+
+fn follow(suite: &Suite, mut child: Child, out: &mut dyn Write) -> Result<Report> {
+    let mut lines = Lines::default();
+    let status = watch(&mut child, &mut lines, out);
+    let mut report = lines.report(&suite.name);
+    match status {
+        // No libtest harness: the executable is one test.
+        Ok(status) if status.success() && !lines.has_result => {
+            report.add(Report::single(&suite.name, true));
+        }
+        Ok(status) if status.success() => {}
+        // A failed test was counted already; anything else (a crash, an abort) was not.
+        Ok(_) if report.failed > 0 => {}
+        Ok(status) => {
+            writeln!(
+                out,
+                "{}: ended with status {}",
+                suite.name,
+                shell_status(status)
+            )?;
+            report.add(Report::single(&suite.name, false));
+        }
+        Err(error) => {
+            writeln!(out, "{}: {error:#}", suite.name)?;
+            report.add(Report::single(&suite.name, false));
+        }
+    }
+    Ok(report)
+}
+
+/// Passes output on until the suite has ended or has run too long.
+fn watch(child: &mut Child, lines: &mut Lines, out: &mut dyn Write) -> Result<ExitStatus> {
+    let output = child.stdout.take().context("a child without its output")?;
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut reader = BufReader::new(output);
+        let mut line = Vec::new();
+        while reader
+            .read_until(b'\n', &mut line)
+            .is_ok_and(|count| count > 0)
+        {
+            if sender.send(std::mem::take(&mut line)).is_err() {
+                break;
+            }
+        }
+    });
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) => {
+                out.write_all(&line)?;
+                out.flush()?;
+                lines.take(&String::from_utf8_lossy(&line));
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(child.wait()?),
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                child.kill()?;
+                child.wait()?;
+                return Err(anyhow!("no end after {} s: stopped", LIMIT.as_secs()));
+            }
+        }
+    }
+}
+
+/// What libtest prints, line by line.
+#[derive(Debug, Default)]
+pub(crate) struct Lines {
+    passed: u64,
+    failed: u64,
+    failures: Vec<String>,
+    ignored: Vec<String>,
+    /// Whether there was a line of totals.
+    has_result: bool,
+    /// A name whose verdict comes on another line, after what the test printed.
+    open: Option<String>,
+}
+
+impl Lines {
+    pub(crate) fn take(&mut self, line: &str) {
+        let line = line.trim_end();
+        if let Some(totals) = line.strip_prefix("test result: ") {
+            self.has_result = true;
+            for part in totals.split(['.', ';']) {
+                match part.trim().split_once(' ') {
+                    Some((count, "passed")) => self.passed += count.parse().unwrap_or(0),
+                    Some((count, "failed")) => self.failed += count.parse().unwrap_or(0),
+                    _ => {}
+                }
+            }
+        } else if let Some((name, verdict)) = line
+            .strip_prefix("test ")
+            .and_then(|rest| rest.split_once(" ... "))
+        {
+            self.verdict(name, verdict);
+        } else if let Some(name) = self.open.take() {
+            self.verdict(&name, line);
+        }
+    }
+
+    fn verdict(&mut self, name: &str, verdict: &str) {
+        if verdict == "FAILED" {
+            self.failures.push(name.to_owned());
+        } else if verdict.starts_with("ignored") {
+            self.ignored.push(name.to_owned());
+        } else if verdict != "ok" {
+            self.open = Some(name.to_owned());
+        }
+    }
+
+    pub(crate) fn report(&self, suite: &str) -> Report {
+        let full = |names: &[String]| names.iter().map(|name| format!("{suite} {name}")).collect();
+        Report {
+            passed: self.passed,
+            failed: self.failed,
+            failures: full(&self.failures),
+            ignored: full(&self.ignored),
+        }
+    }
+}
+
+/// Writes suites to a file that [`run_list`] reads in the lab.
+pub(crate) fn write_list(suites: &[Suite], path: &Path) -> Result<()> {
+    let list: Vec<_> = suites.iter().map(Suite::to_json).collect();
+    fs::write(path, Value::from(list).to_string())
+        .with_context(|| format!("writing {}", path.display()))
+}
+
+/// Runs the suites of a list; each one's report is in `results` as soon as it is known.
+pub(crate) fn run_list(list: &Path, results: &Path, out: &mut dyn Write) -> Result<()> {
+    let reading = || format!("reading {}", list.display());
+    let value: Value = serde_json::from_slice(&fs::read(list).with_context(reading)?)?;
+    let suites = value
+        .as_array()
+        .with_context(reading)?
+        .iter()
+        .filter_map(Suite::from_json);
+    let mut file =
+        fs::File::create(results).with_context(|| format!("creating {}", results.display()))?;
+    for suite in suites {
+        let report = run(&suite, out);
+        writeln!(
+            file,
+            "{}",
+            json!({"suite": suite.name, "report": report.to_json()})
+        )?;
+    }
+    Ok(())
+}
+
+/// The reports that [`run_list`] left for `suites`; one that is missing has failed.
+pub(crate) fn read_results(suites: &[Suite], results: &Path) -> Report {
+    let text = fs::read_to_string(results).unwrap_or_default();
+    let values: Vec<Value> = text
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect();
+    let mut total = Report::default();
+    for suite in suites {
+        let value = values
+            .iter()
+            .find(|value| value["suite"] == suite.name.as_str());
+        let report = value.and_then(|value| Report::from_json(&value["report"]));
+        total.add(report.unwrap_or_else(|| {
+            Report::single(&format!("{} (it did not report)", suite.name), false)
+        }));
+    }
+    total
+}
+
+#[cfg(test)]
+#[path = "suites_tests.rs"]
+mod tests;
