@@ -5,6 +5,7 @@
 //! bytes; what is left is served in a later turn, after the other devices had theirs.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::atomic::{Ordering, fence};
 
@@ -127,22 +128,43 @@ impl Active {
         index: usize,
         work: impl FnOnce(&mut DeviceQueue, &GuestMemory) -> Result<T, QueueError>,
     ) -> Option<T> {
-        let queue = self
-            .queues
-            .get_mut(index)
-            .filter(|queue| queue.queue.ready())?;
+        if !self.queues.get(index)?.queue.ready() {
+            return None;
+        }
+        self.serve_some(index..index + 1, |queues, memory| match queues {
+            [queue] => work(queue, memory).map(Some),
+            _ => Ok(None),
+        })
+        .flatten()
+    }
+
+    /// Lets `work` have all queues, then interrupts the driver once if chains went back to any of
+    /// them. `None` if nothing is served because the driver broke the rules, now or before.
+    pub(crate) fn with_queues<T>(
+        &mut self,
+        work: impl FnOnce(&mut [DeviceQueue], &GuestMemory) -> Result<T, QueueError>,
+    ) -> Option<T> {
+        self.serve_some(0..self.queues.len(), work)
+    }
+
+    fn serve_some<T>(
+        &mut self,
+        which: Range<usize>,
+        work: impl FnOnce(&mut [DeviceQueue], &GuestMemory) -> Result<T, QueueError>,
+    ) -> Option<T> {
+        let queues = self.queues.get_mut(which.clone())?;
         if self.broken {
             return None;
         }
-        let worked = work(queue, &self.memory);
+        let worked = work(queues, &self.memory);
         // Chains that were served before an error are the driver's again, and it waits for them.
-        let notified = queue.notify(&self.memory, &self.interrupt);
+        let notified = notify(queues, &self.memory, &self.interrupt);
         match worked.and_then(|value| notified.map(|()| value)) {
             Ok(value) => Some(value),
             Err(error) => {
                 tracing::warn!(
                     device = self.name,
-                    queue = index,
+                    queues = ?which,
                     error = &error as &dyn std::error::Error,
                     "the driver broke the rules; its device stands still until it is reset"
                 );
@@ -151,6 +173,23 @@ impl Active {
             }
         }
     }
+}
+
+/// Interrupts the driver if one of `queues` gives it a reason to. All are asked, as each keeps
+/// count of what it has announced.
+fn notify(
+    queues: &mut [DeviceQueue],
+    memory: &GuestMemory,
+    interrupt: &Interrupt,
+) -> Result<(), QueueError> {
+    let mut wanted = false;
+    for queue in queues.iter_mut().filter(|queue| queue.queue.ready()) {
+        wanted |= queue.wants_interrupt(memory)?;
+    }
+    if wanted {
+        interrupt.used();
+    }
+    Ok(())
 }
 
 /// One queue of an active device.
@@ -257,32 +296,28 @@ impl DeviceQueue {
         Ok(self.queue.disable_notification(memory)?)
     }
 
-    /// Interrupts the driver if chains went back since the last time and it wants to know of them
-    /// (specification section 2.7.7).
-    fn notify(&mut self, memory: &GuestMemory, interrupt: &Interrupt) -> Result<(), QueueError> {
+    /// Whether chains went back since the last time and the driver wants to be interrupted for
+    /// them (specification section 2.7.7).
+    fn wants_interrupt(&mut self, memory: &GuestMemory) -> Result<bool, QueueError> {
         let used = self.queue.next_used();
         let before = std::mem::replace(&mut self.announced, used);
         if used == before {
-            return Ok(());
+            return Ok(false);
         }
         // The used index must be visible before the driver's wish is read: the driver writes its
         // wish, then looks at the index once more.
         fence(Ordering::SeqCst);
         let ring = self.queue.avail_ring();
-        let wanted = if self.queue.event_idx_enabled() {
+        if self.queue.event_idx_enabled() {
             // Behind two words of flags and index and the ring itself.
             let event = GuestAddress(ring + 4 + 2 * u64::from(self.queue.size()));
             let event: u16 = u16::from_le(memory.load(event, Ordering::Relaxed)?);
             // The driver named an index, and it was passed.
-            used.wrapping_sub(event).wrapping_sub(1) < used.wrapping_sub(before)
+            Ok(used.wrapping_sub(event).wrapping_sub(1) < used.wrapping_sub(before))
         } else {
             let flags: u16 = u16::from_le(memory.load(GuestAddress(ring), Ordering::Relaxed)?);
-            u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0
-        };
-        if wanted {
-            interrupt.used();
+            Ok(u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0)
         }
-        Ok(())
     }
 
     fn recycle(&mut self, chain: Chain) {

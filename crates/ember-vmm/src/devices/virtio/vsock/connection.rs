@@ -215,14 +215,14 @@ impl Connection {
         Next::Nothing
     }
 
-    /// The header of a packet of this stream with `len` bytes of data, for `guest_cid`.
-    pub(super) fn header(&self, operation: Operation, guest_cid: u64, len: u32) -> Header {
+    /// The header of a packet of this stream without data, for `guest_cid`.
+    pub(super) fn header(&self, operation: Operation, guest_cid: u64) -> Header {
         Header {
             src_cid: HOST_CID,
             dst_cid: guest_cid,
             src_port: self.ports.host,
             dst_port: self.ports.guest,
-            len,
+            len: 0,
             kind: TYPE_STREAM,
             op: operation as u16,
             flags: match operation {

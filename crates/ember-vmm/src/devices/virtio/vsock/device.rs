@@ -2,64 +2,54 @@
 
 #![forbid(unsafe_code)]
 
-use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
-use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::epoll::EventSet;
 
 use super::mailbox::{Command, Mailbox};
-use super::queues::{Broken, RxQueue, TxQueue};
+use super::packet::{HEADER_SIZE, Header};
+use super::receive::{HEADER_BYTES, Receiver};
 use super::streams::{Progress, Streams};
 use super::{ConnectError, MIN_GUEST_CID, VsockConfig, VsockHandle};
-use crate::devices::virtio::{ActivateError, Activation, Interrupt, VirtioDevice};
+use crate::devices::virtio::chain::Chain;
+use crate::devices::virtio::queue::{Active, DeviceQueue, EVENT_IDX, QueueError, Turn, Turns};
+use crate::devices::virtio::{ActivateError, Activation, VirtioDevice, config_space};
 use crate::event_loop::EventRegistry;
 use crate::memory::GuestMemory;
 
-/// The most entries of each queue.
-const QUEUE_SIZE: u16 = 256;
-
 /// The queues by number: what the guest receives and what it sends. The third is for events.
-const RX: usize = 0;
-const TX: usize = 1;
+const RECEIVE: usize = 0;
+const TRANSMIT: usize = 1;
+const QUEUE_SIZES: [u16; 3] = [256; 3];
 
 /// How many packets are taken from the guest, and how many turns are given to streams, before the
 /// device thread gets to serve others.
-const ROUND: usize = QUEUE_SIZE as usize;
+const ROUND: usize = 256;
 
 /// Tokens of the descriptors that are not a stream's.
-const COMMANDS_TOKEN: u32 = 0;
-const AGAIN_TOKEN: u32 = 1;
-const TIMER_TOKEN: u32 = 2;
-const FIRST_STREAM_TOKEN: u32 = 3;
+const TURNS: u32 = 0;
+const COMMANDS: u32 = 1;
+const TIMER: u32 = 2;
+const FIRST_STREAM: u32 = 3;
 
 /// The socket device.
+#[derive(Debug)]
 pub(crate) struct VsockDevice {
     config: VsockConfig,
     mailbox: Arc<Mailbox>,
-    /// Written when a round was cut short, so that the next comes when others had their turn.
-    again: EventFd,
     events: Option<EventRegistry>,
+    turns: Turns,
     /// `None` until the device is attached.
     streams: Option<Streams>,
-    /// What the driver set up, while it is there.
-    driver: Option<Driver>,
-}
-
-impl fmt::Debug for VsockDevice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("VsockDevice")
-            .field("config", &self.config)
-            .field("streams", &self.streams)
-            .field("driver", &self.driver)
-            .finish_non_exhaustive()
-    }
+    active: Option<Active>,
+    /// The guest has sent packets that were not taken yet.
+    unread: bool,
+    /// No packets; kept for its memory.
+    chains: Vec<Chain>,
 }
 
 impl VsockDevice {
@@ -80,13 +70,12 @@ impl VsockDevice {
         let device = Self {
             config,
             mailbox,
-            again: EventFd::from_value_and_flags(
-                0,
-                EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC,
-            )?,
             events: None,
+            turns: Turns::new()?,
             streams: None,
-            driver: None,
+            active: None,
+            unread: false,
+            chains: Vec::new(),
         };
         Ok((device, handle))
     }
@@ -103,31 +92,69 @@ impl VsockDevice {
         self.streams.as_ref().map_or(0, Streams::waiting)
     }
 
-    /// Does what there is to do between the guest and the streams. `sent`: the guest may have sent
-    /// something.
-    fn work(&mut self, sent: bool) {
-        let (Some(streams), Some(driver)) = (&mut self.streams, &mut self.driver) else {
+    /// Does what there is to do between the guest and the streams.
+    fn work(&mut self) {
+        let Self {
+            streams: Some(streams),
+            active: Some(active),
+            turns,
+            unread,
+            chains,
+            ..
+        } = self
+        else {
             return;
         };
-        match driver.serve(streams, sent) {
-            Ok(Round::Finished) => {}
-            Ok(Round::CutShort) => self.run_again(),
-            Err(error) => {
-                tracing::warn!(%error, "the guest broke a vsock queue: not served until it is reset");
-                self.driver = None;
-                streams.reset();
-                self.run_again();
+        let turn = active.with_queues(|queues, memory| {
+            let [receive, transmit, ..] = queues else {
+                return Ok(Turn::Done);
+            };
+            let mut turn = Turn::Done;
+            if *unread {
+                turn = take_packets(transmit, memory, streams, unread)?;
+            }
+            if streams.has_work() {
+                let receiver = Receiver {
+                    queue: receive,
+                    memory,
+                    chains,
+                };
+                if send_packets(receiver, streams)? == Turn::More {
+                    turn = Turn::More;
+                }
+            }
+            // Packets were left because too many answers waited, which were sent meanwhile.
+            if *unread && !streams.is_full() {
+                turn = Turn::More;
+            }
+            Ok(turn)
+        });
+        match turn {
+            Some(Turn::Done) => {}
+            Some(Turn::More) => turns.later(TRANSMIT),
+            None => {
+                // The driver broke the rules.
+                self.active = None;
+                self.forget_guest();
             }
         }
     }
 
-    fn run_again(&self) {
-        // Fails only when the counter is about to overflow, and then it is readable already.
-        let _ = self.again.write(1);
+    /// The guest's streams are no more.
+    fn forget_guest(&mut self) {
+        self.unread = false;
+        self.chains.clear();
+        if let Some(streams) = &mut self.streams {
+            streams.reset();
+            // Whoever waits for a connection is told on the device thread, wherever this is.
+            if streams.has_orphans() {
+                self.turns.later(RECEIVE);
+            }
+        }
     }
 
     fn carry_out_commands(&mut self) {
-        let is_running = self.driver.is_some();
+        let is_running = self.active.is_some();
         let commands = self.mailbox.take();
         let Some(streams) = &mut self.streams else {
             return;
@@ -143,6 +170,52 @@ impl VsockDevice {
     }
 }
 
+/// From the guest to the streams. `unread` becomes false when nothing is left.
+fn take_packets(
+    queue: &mut DeviceQueue,
+    memory: &GuestMemory,
+    streams: &mut Streams,
+    unread: &mut bool,
+) -> Result<Turn, QueueError> {
+    queue.decline_doorbells(memory)?;
+    for _ in 0..ROUND {
+        if streams.is_full() {
+            return Ok(Turn::Done);
+        }
+        let Some(chain) = queue.pop_or_ask(memory)? else {
+            *unread = false;
+            return Ok(Turn::Done);
+        };
+        let mut header = [0; HEADER_SIZE];
+        chain
+            .readable
+            .read(memory, 0, &mut header)
+            .map_err(|_| QueueError::Request("a packet without a header"))?;
+        let header = Header::parse(&header);
+        // The read shows that there are at least so many.
+        if chain.readable.len() - HEADER_BYTES < header.len {
+            return Err(QueueError::Request("a packet shorter than its header says"));
+        }
+        streams.packet(memory, &header, &chain.readable)?;
+        queue.push(memory, chain, 0)?;
+    }
+    Ok(Turn::More)
+}
+
+/// From the streams to the guest.
+fn send_packets(mut receiver: Receiver<'_>, streams: &mut Streams) -> Result<Turn, QueueError> {
+    receiver.queue.decline_doorbells(receiver.memory)?;
+    for _ in 0..ROUND {
+        if !streams.has_work() {
+            return Ok(Turn::Done);
+        }
+        if streams.send_next(&mut receiver)? == Progress::Starved {
+            return Ok(Turn::Done);
+        }
+    }
+    Ok(Turn::More)
+}
+
 impl VirtioDevice for VsockDevice {
     fn name(&self) -> &'static str {
         "vsock"
@@ -153,56 +226,51 @@ impl VirtioDevice for VsockDevice {
     }
 
     fn features(&self) -> u64 {
-        // Without VIRTIO_VSOCK_F_STREAM and its kin, stream sockets are what there is.
-        1 << VIRTIO_RING_F_EVENT_IDX
+        // Without the device's own features, stream sockets are what there is.
+        EVENT_IDX
     }
 
     fn queue_max_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE; 3]
+        &QUEUE_SIZES
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         // `struct virtio_vsock_config`: the guest's context id.
-        let config = u64::from(self.config.guest_cid).to_le_bytes();
-        let rest = usize::try_from(offset)
-            .ok()
-            .and_then(|offset| config.get(offset..))
-            .unwrap_or(&[]);
-        for (to, from) in data.iter_mut().zip(rest) {
-            *to = *from;
-        }
+        let space = u64::from(self.config.guest_cid).to_le_bytes();
+        config_space::read(&space, offset, data);
     }
 
     fn attach(&mut self, events: EventRegistry) -> io::Result<()> {
-        let streams = Streams::new(self.config.clone(), events.clone(), FIRST_STREAM_TOKEN)?;
-        events.add(self.mailbox.wake.as_fd(), COMMANDS_TOKEN, EventSet::IN)?;
-        events.add(self.again.as_fd(), AGAIN_TOKEN, EventSet::IN)?;
-        events.add(streams.timer(), TIMER_TOKEN, EventSet::IN)?;
+        let streams = Streams::new(self.config.clone(), events.clone(), FIRST_STREAM)?;
+        self.turns.attach(&events, TURNS)?;
+        events.add(self.mailbox.wake.as_fd(), COMMANDS, EventSet::IN)?;
+        events.add(streams.timer(), TIMER, EventSet::IN)?;
         self.streams = Some(streams);
         self.events = Some(events);
         Ok(())
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        self.driver = Some(Driver::new(activation)?);
+        self.active = Some(Active::new(self.name(), activation, TRANSMIT + 1)?);
+        // The driver may have sent something before it was ready to ring.
+        self.unread = true;
+        self.turns.later(TRANSMIT);
         Ok(())
     }
 
     fn reset(&mut self) {
-        self.driver = None;
-        if let Some(streams) = &mut self.streams {
-            streams.reset();
-            // Whoever waits for a connection is told on the device thread, not on this one.
-            if streams.has_orphans() {
-                self.run_again();
-            }
-        }
+        self.active = None;
+        self.turns.clear();
+        self.forget_guest();
     }
 
     fn queue_notified(&mut self, index: usize) {
         match index {
-            TX => self.work(true),
-            RX => self.work(false),
+            TRANSMIT => {
+                self.unread = true;
+                self.work();
+            }
+            RECEIVE => self.work(),
             // The driver's buffers for events stay where they are until there is one.
             _ => {}
         }
@@ -210,32 +278,29 @@ impl VirtioDevice for VsockDevice {
 
     fn host_event(&mut self, token: u32, readiness: EventSet) {
         match token {
-            COMMANDS_TOKEN => {
-                self.carry_out_commands();
-                self.work(false);
-            }
-            AGAIN_TOKEN => {
-                let _ = self.again.read();
+            TURNS => {
+                self.turns.take();
                 if let Some(streams) = &mut self.streams {
                     streams.tell_orphans();
                 }
-                self.work(false);
             }
-            TIMER_TOKEN => {
+            COMMANDS => self.carry_out_commands(),
+            TIMER => {
                 if let Some(streams) = &mut self.streams {
                     streams.expire(Instant::now());
                 }
-                self.work(false);
             }
             stream => {
                 if let Some(streams) = &mut self.streams {
                     streams.socket_event(stream, readiness);
                 }
-                self.work(false);
-                if let Some(streams) = &mut self.streams {
-                    streams.after_socket_event(stream);
-                }
             }
+        }
+        self.work();
+        if token >= FIRST_STREAM
+            && let Some(streams) = &mut self.streams
+        {
+            streams.after_socket_event(token);
         }
     }
 }
@@ -253,117 +318,9 @@ impl Drop for VsockDevice {
         // Handles keep the mailbox, so that its descriptor would go on being watched.
         if let Some(events) = &self.events {
             let _ = events.remove(self.mailbox.wake.as_fd());
-            let _ = events.remove(self.again.as_fd());
             if let Some(streams) = &self.streams {
                 let _ = events.remove(streams.timer());
             }
         }
-    }
-}
-
-/// Whether a round came to its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Round {
-    Finished,
-    CutShort,
-}
-
-/// What the driver set up.
-#[derive(Debug)]
-struct Driver {
-    memory: GuestMemory,
-    rx: RxQueue,
-    tx: TxQueue,
-    interrupt: Interrupt,
-    /// The guest has sent packets that were not taken yet.
-    tx_pending: bool,
-}
-
-impl Driver {
-    fn new(activation: Activation) -> Result<Self, ActivateError> {
-        let Activation {
-            memory,
-            mut queues,
-            interrupt,
-            features,
-        } = activation;
-        let event_idx = features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
-        let mut take = |index: usize| -> Result<Queue, ActivateError> {
-            let mut queue = queues
-                .get_mut(index)
-                .filter(|queue| queue.ready())
-                .map(std::mem::take)
-                .ok_or(ActivateError::QueueNotReady(index))?;
-            queue.set_event_idx(event_idx);
-            Ok(queue)
-        };
-        let rx = take(RX)?;
-        let tx = take(TX)?;
-        let rx = RxQueue::new(rx, &memory).map_err(io::Error::other)?;
-        Ok(Self {
-            memory,
-            rx,
-            tx: TxQueue::new(tx),
-            interrupt,
-            tx_pending: false,
-        })
-    }
-
-    fn serve(&mut self, streams: &mut Streams, sent: bool) -> Result<Round, Broken> {
-        let mut round = Round::Finished;
-        if sent || self.tx_pending {
-            round = self.take_packets(streams)?;
-        }
-        if self.send_packets(streams)? == Round::CutShort {
-            round = Round::CutShort;
-        }
-        // Taking packets was stopped by answers that could not be sent, but now they were.
-        if self.tx_pending && !streams.is_full() {
-            round = Round::CutShort;
-        }
-        // One interrupt for everything. Both queues are asked, as both keep count.
-        let for_tx = self.tx.needs_interrupt(&self.memory)?;
-        let for_rx = self.rx.needs_interrupt(&self.memory)?;
-        if for_tx || for_rx {
-            self.interrupt.used();
-        }
-        Ok(round)
-    }
-
-    /// From the guest to the streams.
-    fn take_packets(&mut self, streams: &mut Streams) -> Result<Round, Broken> {
-        self.tx_pending = true;
-        for _ in 0..ROUND {
-            if streams.is_full() {
-                return Ok(Round::Finished);
-            }
-            let Some(sent) = self.tx.next(&self.memory)? else {
-                if self.tx.wait(&self.memory)? {
-                    continue;
-                }
-                self.tx_pending = false;
-                return Ok(Round::Finished);
-            };
-            if let Some(header) = &sent.header {
-                streams.packet(&self.memory, header, self.tx.segments());
-            }
-            self.tx.give_back(&self.memory, sent.head)?;
-        }
-        Ok(Round::CutShort)
-    }
-
-    /// From the streams to the guest.
-    fn send_packets(&mut self, streams: &mut Streams) -> Result<Round, Broken> {
-        for _ in 0..ROUND {
-            if !streams.has_work() {
-                return Ok(Round::Finished);
-            }
-            if streams.send_next(&self.memory, &mut self.rx)? == Progress::Starved
-                && !self.rx.wait(&self.memory)?
-            {
-                return Ok(Round::Finished);
-            }
-        }
-        Ok(Round::CutShort)
     }
 }

@@ -7,12 +7,11 @@
 //! written, shut down one way, polled, or handed to an async runtime, and closing it closes the
 //! stream. Data goes between guest memory and that socket without being copied in between.
 
-mod buffers;
 mod connection;
 mod device;
 mod mailbox;
 mod packet;
-mod queues;
+mod receive;
 mod stream;
 mod streams;
 #[cfg(test)]

@@ -10,12 +10,15 @@ use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use nix::sys::socket::{self, MsgFlags};
+use vm_memory::Bytes;
 use vmm_sys_util::epoll::EventSet;
 
 use super::ConnectDone;
-use super::buffers::{self, Segment};
 use super::connection::{Connection, Phase};
-use super::transfer;
+use super::receive::HEADER_BYTES;
+use super::transfer::{self, TransferError};
+use crate::devices::virtio::chain::{Buffer, Buffers};
+use crate::devices::virtio::queue::QueueError;
 use crate::event_loop::EventRegistry;
 use crate::memory::GuestMemory;
 
@@ -112,45 +115,41 @@ impl Stream {
         }
     }
 
-    /// Writes `length` bytes of the guest's, which lie in `payload`, to the socket, and keeps what
-    /// it has no room for.
+    /// Writes the `length` bytes of data that follow the header in `packet` to the socket, and
+    /// keeps what it has no room for.
     pub(super) fn deliver(
         &mut self,
         memory: &GuestMemory,
-        payload: &[Segment],
-        skip: usize,
+        packet: &Buffers,
         length: u32,
-    ) -> Result<(), buffers::Malformed> {
-        let length_usize = usize::try_from(length).map_err(|_| buffers::Malformed)?;
-        let mut written = 0;
-        if self.backlog.is_empty() {
-            while let Some(socket) = &self.socket
-                && written < length_usize
-                && !self.connection.host_is_done_receiving()
-            {
-                let rest = buffers::window(payload, skip + written, length_usize - written);
-                match transfer::send(socket, memory, rest) {
-                    Ok(moved) => {
-                        written += moved.bytes;
-                        if moved.bytes < moved.offered {
-                            break;
-                        }
+    ) -> Result<(), QueueError> {
+        let mut written: u32 = 0;
+        while self.backlog.is_empty()
+            && written < length
+            && !self.connection.host_is_done_receiving()
+            && let Some(socket) = &self.socket
+        {
+            let rest = packet.slice(HEADER_BYTES + written, length - written);
+            match transfer::send(socket, memory, rest) {
+                Ok(moved) => {
+                    written += moved.bytes;
+                    if moved.bytes < moved.offered {
+                        break;
                     }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                    Err(_) => self.host_stopped_receiving(),
                 }
+                Err(error) if error.would_block() => break,
+                Err(TransferError::OutsideMemory) => return Err(outside_memory()),
+                Err(TransferError::Socket(_)) => self.host_stopped_receiving(),
             }
         }
         if self.connection.host_is_done_receiving() {
-            self.connection.delivered(length);
-            return Ok(());
-        }
-        if written < length_usize {
-            let rest = buffers::window(payload, skip + written, length_usize - written);
+            // Nobody wants it, but the guest need not wait.
+            written = length;
+        } else if written < length {
+            let rest = packet.slice(HEADER_BYTES + written, length - written);
             self.backlog.append(memory, rest)?;
         }
-        self.connection
-            .delivered(u32::try_from(written).unwrap_or(length));
+        self.connection.delivered(written);
         Ok(())
     }
 
@@ -343,9 +342,14 @@ impl Backlog {
     fn append(
         &mut self,
         memory: &GuestMemory,
-        segments: impl Iterator<Item = Segment>,
-    ) -> Result<(), buffers::Malformed> {
-        buffers::append(memory, segments, &mut self.bytes)
+        parts: impl Iterator<Item = Buffer>,
+    ) -> Result<(), QueueError> {
+        for part in parts {
+            memory
+                .write_all_volatile_to(part.address, &mut self.bytes, part.length as usize)
+                .map_err(|_| outside_memory())?;
+        }
+        Ok(())
     }
 
     fn consume(&mut self, count: usize) {
@@ -365,4 +369,8 @@ impl Backlog {
         *self = Self::default();
         lost
     }
+}
+
+fn outside_memory() -> QueueError {
+    QueueError::Request("a packet outside guest memory")
 }

@@ -11,14 +11,16 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::EventSet;
 
-use super::buffers::Segment;
 use super::connection::{Connection, Event, Next, Phase, Ports};
-use super::packet::{HEADER_SIZE, HOST_CID, Header, Operation, TYPE_STREAM};
-use super::queues::{Broken, RxQueue};
+use super::packet::{HOST_CID, Header, Operation, TYPE_STREAM};
+use super::receive::Receiver;
 use super::stream::{Fate, Stream};
 use super::timer::Timer;
-use super::{Accept, ConnectDone, ConnectError, VsockConfig, transfer};
+use super::transfer::{self, TransferError};
+use super::{Accept, ConnectDone, ConnectError, VsockConfig};
+use crate::devices::virtio::chain::Buffers;
 use crate::devices::virtio::mmio::DOORBELL_TOKENS;
+use crate::devices::virtio::queue::QueueError;
 use crate::event_loop::EventRegistry;
 use crate::memory::GuestMemory;
 
@@ -41,7 +43,7 @@ const LOCAL_PORTS: std::ops::Range<u32> = 1 << 30..1 << 31;
 pub(super) enum Progress {
     /// One stream had its turn.
     Made,
-    /// The guest has no buffers.
+    /// The guest has no buffers, and will ring the doorbell when it has.
     Starved,
 }
 
@@ -142,46 +144,46 @@ impl Streams {
         self.settle(token);
     }
 
-    /// Takes a packet of the guest's. `segments` hold the whole packet, at least as many bytes as
-    /// the header says.
-    pub(super) fn packet(&mut self, memory: &GuestMemory, header: &Header, segments: &[Segment]) {
+    /// Takes a packet of the guest's: `bytes` is all of it, and has at least as many bytes as
+    /// `header`, its header, says.
+    pub(super) fn packet(
+        &mut self,
+        memory: &GuestMemory,
+        header: &Header,
+        bytes: &Buffers,
+    ) -> Result<(), QueueError> {
         // Specification section 5.10.6.2: the source must be the guest's own.
         if header.src_cid != u64::from(self.config.guest_cid) {
-            return;
+            return Ok(());
         }
-        let operation = Operation::from_raw(header.op);
         if header.dst_cid != HOST_CID || header.kind != TYPE_STREAM {
-            return self.refuse(header);
+            self.refuse(header);
+            return Ok(());
         }
         let ports = Ports {
             guest: header.src_port,
             host: header.dst_port,
         };
         let token = self.by_ports.get(&ports).copied();
-        let (token, operation) = match (token, operation) {
-            (token, Some(Operation::Request)) => return self.request(token, ports, header),
-            (None, _) => return self.refuse(header),
-            (Some(token), None) => return self.kill(token, None),
-            (Some(token), Some(operation)) => (token, operation),
-        };
-        let Some(stream) = self.by_token.get_mut(&token) else {
-            return;
-        };
-        match stream.connection.receive(operation, header) {
-            Event::Noted | Event::Shutdown => {}
-            Event::Established => self.established(token),
-            Event::Data => {
-                if stream
-                    .deliver(memory, segments, HEADER_SIZE, header.len)
-                    .is_err()
-                {
-                    self.kill(token, None);
+        match (token, Operation::from_raw(header.op)) {
+            (token, Some(Operation::Request)) => self.request(token, ports, header),
+            (None, _) => self.refuse(header),
+            (Some(token), None) => self.kill(token, None),
+            (Some(token), Some(operation)) => {
+                let Some(stream) = self.by_token.get_mut(&token) else {
+                    return Ok(());
+                };
+                match stream.connection.receive(operation, header) {
+                    Event::Noted | Event::Shutdown => {}
+                    Event::Established => self.established(token),
+                    Event::Data => stream.deliver(memory, bytes, header.len)?,
+                    Event::Reset => self.ended_by_guest(token),
+                    Event::Violation => self.kill(token, None),
                 }
+                self.settle(token);
             }
-            Event::Reset => return self.ended_by_guest(token),
-            Event::Violation => return self.kill(token, None),
         }
-        self.settle(token);
+        Ok(())
     }
 
     /// Whether so many answers wait that no more packets should be taken from the guest.
@@ -194,18 +196,14 @@ impl Streams {
         !self.refusals.is_empty() || !self.ready.is_empty()
     }
 
-    /// Sends the next packet, or packets, to the guest.
-    pub(super) fn send_next(
-        &mut self,
-        memory: &GuestMemory,
-        rx: &mut RxQueue,
-    ) -> Result<Progress, Broken> {
+    /// Sends the next packet, or packets of one stream, to the guest.
+    pub(super) fn send_next(&mut self, rx: &mut Receiver<'_>) -> Result<Progress, QueueError> {
         // First, so that the guest learns of a stream's end before its ports are used again.
         if let Some(header) = self.refusals.front() {
-            if !rx.take(memory, 1, 0)? {
+            if !rx.take(1, 0)? {
                 return Ok(Progress::Starved);
             }
-            rx.fill(memory, *header, 0)?;
+            rx.fill(*header, 0)?;
             self.refusals.pop_front();
             return Ok(Progress::Made);
         }
@@ -217,19 +215,18 @@ impl Streams {
             match stream.connection.next(stream.readable) {
                 Next::Nothing => {}
                 Next::Control(operation) => {
-                    if !rx.take(memory, 1, 0)? {
+                    if !rx.take(1, 0)? {
                         return Ok(Progress::Starved);
                     }
-                    let header = stream.connection.header(operation, guest_cid, 0);
-                    rx.fill(memory, header, 0)?;
+                    rx.fill(stream.connection.header(operation, guest_cid), 0)?;
                     stream.connection.sent(operation, 0);
                 }
                 Next::Data(credit) => {
-                    let limit = usize::try_from(credit.min(TURN_BYTES)).unwrap_or(usize::MAX);
-                    if !rx.take(memory, stream.burst, limit)? {
+                    let limit = credit.min(TURN_BYTES);
+                    if !rx.take(stream.burst, limit)? {
                         return Ok(Progress::Starved);
                     }
-                    send_data(stream, memory, rx, limit, guest_cid)?;
+                    send_data(stream, rx, limit, guest_cid)?;
                 }
             }
             stream.queued = false;
@@ -494,7 +491,7 @@ impl Streams {
             && !stream.detached
         {
             let guest_cid = u64::from(self.config.guest_cid);
-            let header = stream.connection.header(Operation::Reset, guest_cid, 0);
+            let header = stream.connection.header(Operation::Reset, guest_cid);
             self.refusals.push_back(header);
         }
     }
@@ -572,33 +569,29 @@ impl Streams {
 /// Reads from a stream's socket into the guest's buffers that `rx` has taken.
 fn send_data(
     stream: &mut Stream,
-    memory: &GuestMemory,
-    rx: &mut RxQueue,
-    limit: usize,
+    rx: &mut Receiver<'_>,
+    limit: u32,
     guest_cid: u64,
-) -> Result<(), Broken> {
+) -> Result<(), QueueError> {
     let Some(socket) = &stream.socket else {
         rx.put_back();
         return Ok(());
     };
-    match transfer::receive(socket, memory, rx.room(limit)) {
+    match transfer::receive(socket, rx.memory, rx.room(limit)) {
         Ok(moved) if moved.bytes > 0 => {
-            let header = stream.connection.header(Operation::ReadWrite, guest_cid, 0);
-            rx.fill(memory, header, moved.bytes)?;
-            // At most `limit`, which came from a `u32`.
-            let bytes = u32::try_from(moved.bytes).unwrap_or(u32::MAX);
-            stream.connection.sent(Operation::ReadWrite, bytes);
+            let header = stream.connection.header(Operation::ReadWrite, guest_cid);
+            rx.fill(header, moved.bytes)?;
+            stream.connection.sent(Operation::ReadWrite, moved.bytes);
             stream.read_data(moved.bytes == moved.offered);
+            return Ok(());
         }
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            rx.put_back();
-            stream.read_nothing();
+        Err(TransferError::OutsideMemory) => {
+            return Err(QueueError::Request("a receive buffer outside guest memory"));
         }
+        Err(error) if error.would_block() => stream.read_nothing(),
         // The end; or the host's end was closed without having taken all of the guest's data.
-        Ok(_) | Err(_) => {
-            rx.put_back();
-            stream.read_end();
-        }
+        Ok(_) | Err(_) => stream.read_end(),
     }
+    rx.put_back();
     Ok(())
 }

@@ -17,7 +17,7 @@ use std::os::unix::net::UnixStream;
 use nix::libc;
 use vm_memory::{GuestMemory as _, Permissions};
 
-use super::buffers::Segment;
+use crate::devices::virtio::chain::Buffer;
 use crate::memory::GuestMemory;
 
 /// The most buffers of one call. What is beyond waits for the next.
@@ -27,9 +27,25 @@ const MAX_VECTORS: usize = 64;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Moved {
     /// How many bytes went from one side to the other.
-    pub(super) bytes: usize,
+    pub(super) bytes: u32,
     /// How many bytes would have fit into that call.
-    pub(super) offered: usize,
+    pub(super) offered: u32,
+}
+
+/// Why nothing was moved.
+#[derive(Debug)]
+pub(super) enum TransferError {
+    /// A buffer is not in guest memory.
+    OutsideMemory,
+    /// The socket has nothing now, or no room, or is at its end.
+    Socket(io::Error),
+}
+
+impl TransferError {
+    /// Nothing can be moved now, but later.
+    pub(super) fn would_block(&self) -> bool {
+        matches!(self, Self::Socket(error) if error.kind() == io::ErrorKind::WouldBlock)
+    }
 }
 
 /// Reads from `socket` into guest memory at `to`, once. Zero bytes mean that the other end will
@@ -37,8 +53,8 @@ pub(super) struct Moved {
 pub(super) fn receive(
     socket: &UnixStream,
     memory: &GuestMemory,
-    to: impl Iterator<Item = Segment>,
-) -> io::Result<Moved> {
+    to: impl Iterator<Item = Buffer>,
+) -> Result<Moved, TransferError> {
     let mut vectors = Vectors::new();
     vectors.fill(memory, to, Permissions::Write)?;
     moved(&vectors, || {
@@ -54,8 +70,8 @@ pub(super) fn receive(
 pub(super) fn send(
     socket: &UnixStream,
     memory: &GuestMemory,
-    from: impl Iterator<Item = Segment>,
-) -> io::Result<Moved> {
+    from: impl Iterator<Item = Buffer>,
+) -> Result<Moved, TransferError> {
     let mut vectors = Vectors::new();
     vectors.fill(memory, from, Permissions::Read)?;
     // SAFETY: a `msghdr` is integers and pointers, for which zero (null) is valid: no address, no
@@ -71,9 +87,9 @@ pub(super) fn send(
 }
 
 /// Calls until the call is not interrupted by a signal.
-fn moved(vectors: &Vectors, mut call: impl FnMut() -> isize) -> io::Result<Moved> {
+fn moved(vectors: &Vectors, mut call: impl FnMut() -> isize) -> Result<Moved, TransferError> {
     loop {
-        if let Ok(bytes) = usize::try_from(call()) {
+        if let Ok(bytes) = u32::try_from(call()) {
             return Ok(Moved {
                 bytes,
                 offered: vectors.bytes,
@@ -81,7 +97,7 @@ fn moved(vectors: &Vectors, mut call: impl FnMut() -> isize) -> io::Result<Moved
         }
         let error = io::Error::last_os_error();
         if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
+            return Err(TransferError::Socket(error));
         }
     }
 }
@@ -90,7 +106,7 @@ fn moved(vectors: &Vectors, mut call: impl FnMut() -> isize) -> io::Result<Moved
 struct Vectors {
     list: [libc::iovec; MAX_VECTORS],
     count: usize,
-    bytes: usize,
+    bytes: u32,
 }
 
 impl Vectors {
@@ -105,26 +121,27 @@ impl Vectors {
         }
     }
 
-    /// Describes as many of `segments` as there is room for.
+    /// Describes as many of `buffers` as there is room for.
     fn fill(
         &mut self,
         memory: &GuestMemory,
-        segments: impl Iterator<Item = Segment>,
+        buffers: impl Iterator<Item = Buffer>,
         access: Permissions,
-    ) -> io::Result<()> {
-        for segment in segments {
+    ) -> Result<(), TransferError> {
+        for buffer in buffers {
             let slices = memory
-                .get_slices(segment.address, segment.length, access)
-                .map_err(io::Error::other)?;
+                .get_slices(buffer.address, buffer.length as usize, access)
+                .map_err(|_| TransferError::OutsideMemory)?;
             for slice in slices {
-                let slice = slice.map_err(io::Error::other)?;
+                let slice = slice.map_err(|_| TransferError::OutsideMemory)?;
                 let Some(vector) = self.list.get_mut(self.count) else {
                     return Ok(());
                 };
                 vector.iov_base = slice.ptr_guard_mut().as_ptr().cast();
                 vector.iov_len = slice.len();
                 self.count += 1;
-                self.bytes += slice.len();
+                // No caller asks for 4 GiB: a chain is shorter, and so is a turn.
+                self.bytes += slice.len() as u32;
             }
         }
         Ok(())

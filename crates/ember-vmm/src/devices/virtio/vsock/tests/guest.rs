@@ -82,14 +82,6 @@ impl Ring {
         queue
     }
 
-    pub(super) fn used_index(&self, memory: &GuestMemory) -> u16 {
-        memory.read_obj(GuestAddress(self.used() + 2)).unwrap()
-    }
-
-    pub(super) fn last_used(&self) -> u16 {
-        self.last_used
-    }
-
     pub(super) fn room(&self) -> usize {
         self.free.len()
     }

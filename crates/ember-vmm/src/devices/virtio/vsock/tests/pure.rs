@@ -1,9 +1,7 @@
 //! The parts without I/O.
 
 use proptest::prelude::*;
-use vm_memory::GuestAddress;
 
-use super::super::buffers::{Segment, window};
 use super::super::connection::{Connection, Event, Next, Phase, Ports};
 use super::super::packet::{HEADER_SIZE, Header, Operation, SHUTDOWN_SEND};
 use super::guest::packet;
@@ -106,7 +104,7 @@ fn counters_wrap_around() {
         connection.receive(Operation::CreditUpdate, &header);
         header.len = 1 << 20;
     }
-    let told = connection.header(Operation::CreditUpdate, 3, 0);
+    let told = connection.header(Operation::CreditUpdate, 3);
     assert_eq!(told.fwd_cnt, 5000u32.wrapping_mul(1 << 20));
     // One byte more than there is room for.
     header.len = (1 << 20) + 1;
@@ -164,28 +162,5 @@ proptest! {
         all[..32].copy_from_slice(&bytes);
         all[32..].copy_from_slice(&rest);
         prop_assert_eq!(Header::parse(&all).to_bytes(), all);
-    }
-
-    #[test]
-    fn a_window_is_the_bytes_it_says(
-        lengths in proptest::collection::vec(0..50usize, 0..10),
-        skip in 0..200usize,
-        take in 0..200usize,
-    ) {
-        // Buffers one after the other, so that byte `n` of them is at address `n`.
-        let mut segments = Vec::new();
-        let mut total = 0;
-        for length in lengths {
-            segments.push(Segment { address: GuestAddress(u64::try_from(total).unwrap()), length });
-            total += length;
-        }
-        let bytes: Vec<usize> = window(&segments, skip, take)
-            .flat_map(|s| {
-                let start = usize::try_from(s.address.0).unwrap();
-                start..start + s.length
-            })
-            .collect();
-        let expected: Vec<usize> = (skip.min(total)..total.min(skip + take)).collect();
-        prop_assert_eq!(bytes, expected);
     }
 }
