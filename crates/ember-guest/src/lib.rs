@@ -2,10 +2,19 @@
 //!
 //! - [`protocol`]: frames and messages, without I/O.
 //! - [`host`]: the host's half of it, for tokio (feature `host`).
+//! - `agent`: the guest's half, PID 1 of every guest (feature `agent`, which only the build of the
+//!   agent itself needs).
+//! - [`AGENT`]: the agent as a static program, to put into an initramfs (feature `embed`).
 //! - [`packs`]: the recipes of the images that come with it.
 #![deny(unsafe_code)]
 
+#[cfg(any(test, feature = "agent"))]
+pub mod agent;
 #[cfg(feature = "host")]
 pub mod host;
 pub mod packs;
 pub mod protocol;
+
+/// The agent: a static program for this crate's target, to be started as a guest's `/init`.
+#[cfg(feature = "embed")]
+pub static AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/ember-agent"));

@@ -1,0 +1,179 @@
+//! PID 1: from the kernel's first breath to the first connection, and the way back.
+//!
+//! The kernel starts this from an initramfs that holds little more than it. Nothing is printed
+//! unless something fails; then one line goes to the console, and the machine powers off.
+
+mod modules;
+mod mounts;
+mod parameters;
+mod power;
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, socket};
+use nix::sys::stat::{Mode, umask};
+
+use super::server::{Agent, End};
+use super::sys;
+use super::tree::Trees;
+use parameters::{ParameterError, Parameters};
+
+/// The host's address on every vsock (vsock(7)).
+const HOST: u32 = 2;
+/// How long the host may take to listen. Later, it is waited for without end.
+const FIRST_CONNECTION: Duration = Duration::from_secs(30);
+/// Open files: soft and hard limit of the agent and, by inheritance, of commands. The kernel's own
+/// (1,024 and 4,096) is less than programs count on.
+const OPEN_FILES: (u64, u64) = (65_536, 524_288);
+/// Where commands get their cgroups.
+const CGROUPS: &str = "/sys/fs/cgroup/ember";
+
+/// Why a guest cannot be set up.
+#[derive(Debug, thiserror::Error)]
+enum BootError {
+    #[error("cannot mount {what} on {}: {}", target.display(), errno.desc())]
+    Mount {
+        what: String,
+        target: PathBuf,
+        errno: Errno,
+    },
+    #[error("cannot make {} the root directory: {}", path.display(), errno.desc())]
+    SwitchRoot { path: PathBuf, errno: Errno },
+    #[error(
+        "the root device {} did not appear within {seconds} s: is it attached, and is its driver \
+         built in or among the modules of the initramfs?", device.display()
+    )]
+    NoRootDevice { device: PathBuf, seconds: u64 },
+    #[error("no file system that the kernel knows is on {} (tried: {tried})", device.display())]
+    RootType { device: PathBuf, tried: String },
+    #[error("cannot read {}: {source}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("cannot make {}: {source}", path.display())]
+    Create { path: PathBuf, source: io::Error },
+    #[error("cannot load the kernel module {path}: {source}")]
+    Module { path: String, source: io::Error },
+    #[error("on the kernel's command line, {0}")]
+    Parameter(#[from] ParameterError),
+    #[error("cannot start the agent: {0}")]
+    Agent(io::Error),
+    #[error("cannot connect to port {port} of the host by vsock: {errno}", errno = errno.desc())]
+    Connect { port: u32, errno: Errno },
+}
+
+/// The whole life of a guest. Comes back only if the machine cannot be powered off.
+pub(super) fn run() -> i32 {
+    if let Err(error) = live() {
+        say(&error.to_string());
+    }
+    let errno = power::off();
+    say(&format!("cannot power off: {}", errno.desc()));
+    1
+}
+
+/// One line on the console, whatever standard error is.
+fn say(what: &str) {
+    let line = format!("ember-agent: {what}\n");
+    let console = File::options().write(true).open("/dev/console");
+    match console.or_else(|_| File::options().write(true).open("/dev/kmsg")) {
+        Ok(mut file) => {
+            let _ = file.write_all(line.as_bytes());
+            // The machine may be gone before the console has said it.
+            let _ = nix::sys::termios::tcdrain(&file);
+        }
+        Err(_) => {
+            let _ = io::stderr().write_all(line.as_bytes());
+        }
+    }
+}
+
+fn live() -> Result<(), BootError> {
+    umask(Mode::from_bits_truncate(0o022));
+    mounts::early()?;
+    standard_streams();
+    let parameters = Parameters::parse(&read(Path::new("/proc/cmdline"))?)?;
+    modules::load()?;
+    if let Some(root) = &parameters.root {
+        mounts::switch_to(root, &parameters)?;
+    }
+    let cgroups = mounts::late()?;
+    finish(&parameters);
+
+    let trees = match cgroups {
+        true => Trees::cgroups(Path::new(CGROUPS)),
+        false => Ok(Trees::by_session()),
+    };
+    let mut agent = trees.and_then(Agent::new).map_err(BootError::Agent)?;
+    let port = parameters.port;
+    let mut first = Some(Instant::now() + FIRST_CONNECTION);
+    let mut refusal = None;
+    let result = agent.run(|| match connect_to_host(port) {
+        Ok(stream) => {
+            first = None;
+            Ok(Some(stream))
+        }
+        Err(errno) if first.is_some_and(|end| Instant::now() > end) => {
+            refusal = Some(errno);
+            Err(errno.into())
+        }
+        Err(_) => Ok(None),
+    });
+    match (result, refusal) {
+        (Ok(End::PowerOff), _) => Ok(()),
+        (Err(_), Some(errno)) => Err(BootError::Connect { port, errno }),
+        (Err(error), None) => Err(BootError::Agent(error)),
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, BootError> {
+    fs::read(path).map_err(|source| BootError::Read {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Makes sure that 0, 1 and 2 are taken: without a console the kernel leaves them closed, and the
+/// next files opened would be taken for standard streams.
+fn standard_streams() {
+    while let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
+        if null.as_raw_fd() > 2 {
+            break;
+        }
+        // Held for as long as the agent runs.
+        std::mem::forget(null);
+    }
+}
+
+/// What a guest can live without.
+fn finish(parameters: &Parameters) {
+    let _ = setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.0, OPEN_FILES.1);
+    if let Some(name) = &parameters.hostname {
+        let _ = nix::unistd::sethostname(name);
+    }
+    // A kernel without networking has no loopback interface to bring up.
+    let datagram = socket(
+        AddressFamily::Inet,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    );
+    if let Ok(datagram) = datagram {
+        let _ = sys::loopback_up(datagram.as_fd());
+    }
+}
+
+fn connect_to_host(port: u32) -> Result<OwnedFd, Errno> {
+    let stream = socket(
+        AddressFamily::Vsock,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    connect(stream.as_raw_fd(), &VsockAddr::new(HOST, port))?;
+    Ok(stream)
+}

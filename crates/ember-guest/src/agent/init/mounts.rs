@@ -1,0 +1,305 @@
+//! File systems: the kernel's own, the root, and what is written over it.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+use nix::unistd::{chdir, chroot};
+
+use super::BootError;
+use super::parameters::Parameters;
+
+/// Types that a root may have, in the order in which they are tried, with their options. A journal
+/// cannot be replayed on a device that cannot be written.
+const ROOT_TYPES: [(&str, Option<&str>); 3] = [
+    ("squashfs", None),
+    ("erofs", None),
+    ("ext4", Some("noload")),
+];
+/// How long the root device may take to appear, and how often it is looked for. Drivers find their
+/// devices while they are loaded, so it is nearly always there at once.
+const DEVICE_WAIT: Duration = Duration::from_secs(10);
+const DEVICE_STEP: Duration = Duration::from_micros(500);
+
+const LOWER: &str = "/ember/lower";
+const UPPER: &str = "/ember/upper";
+const MERGED: &str = "/ember/merged";
+
+/// What is needed to find the root.
+pub(super) fn early() -> Result<(), BootError> {
+    // Without devtmpfs's help the initramfs may have made its own.
+    attach(
+        "devtmpfs",
+        "/dev",
+        "devtmpfs",
+        MsFlags::MS_NOSUID,
+        Some("mode=0755"),
+    )?;
+    attach("proc", "/proc", "proc", quiet(), None)
+}
+
+fn quiet() -> MsFlags {
+    MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC
+}
+
+/// Mounts the root read-only with a layer of memory over it, and makes that the root directory.
+pub(super) fn switch_to(device: &Path, parameters: &Parameters) -> Result<(), BootError> {
+    wait_for(device)?;
+    mount_root(device, parameters.root_type.as_deref())?;
+    let memory = format!("mode=0755,size={}", parameters.overlay);
+    attach("tmpfs", UPPER, "tmpfs", MsFlags::empty(), Some(&memory))?;
+    let layers: [String; 2] = ["data", "work"].map(|name| format!("{UPPER}/{name}"));
+    for layer in &layers {
+        directory(layer, 0o755)?;
+    }
+    let [data, work] = layers;
+    let options = format!("lowerdir={LOWER},upperdir={data},workdir={work}");
+    attach(
+        "overlay",
+        MERGED,
+        "overlay",
+        MsFlags::empty(),
+        Some(&options),
+    )?;
+
+    for early in ["/dev", "/proc"] {
+        let target = format!("{MERGED}{early}");
+        directory(&target, 0o755)?;
+        relocate(early, &target)?;
+    }
+    let failed = |errno| BootError::SwitchRoot {
+        path: MERGED.into(),
+        errno,
+    };
+    // As switch_root(8): the initramfs cannot be left by pivot_root(2).
+    chdir(MERGED).map_err(failed)?;
+    relocate(".", "/")?;
+    chroot(".").map_err(failed)?;
+    chdir("/").map_err(failed)
+}
+
+/// The rest of what programs expect. Says whether there are cgroups.
+pub(super) fn late() -> Result<bool, BootError> {
+    attach("sysfs", "/sys", "sysfs", quiet(), None)?;
+    // devtmpfs has none of these; a program's standard streams are found by these names.
+    for (name, target) in [
+        ("/dev/fd", "/proc/self/fd"),
+        ("/dev/stdin", "/proc/self/fd/0"),
+        ("/dev/stdout", "/proc/self/fd/1"),
+        ("/dev/stderr", "/proc/self/fd/2"),
+    ] {
+        match symlink(target, name) {
+            Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(BootError::Create {
+                    path: name.into(),
+                    source,
+                });
+            }
+            _ => {}
+        }
+    }
+    let devpts = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    attach(
+        "devpts",
+        "/dev/pts",
+        "devpts",
+        devpts,
+        Some("gid=5,mode=0620,ptmxmode=0666"),
+    )?;
+    let plain = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    attach("tmpfs", "/dev/shm", "tmpfs", plain, Some("mode=1777"))?;
+    attach("tmpfs", "/run", "tmpfs", plain, Some("mode=0755"))?;
+    attach("tmpfs", "/tmp", "tmpfs", plain, Some("mode=1777"))?;
+    match attach("cgroup2", "/sys/fs/cgroup", "cgroup2", quiet(), None) {
+        Ok(()) => Ok(true),
+        // A kernel without cgroups: commands are then told apart by session.
+        Err(
+            BootError::Mount {
+                errno: Errno::ENODEV,
+                ..
+            }
+            | BootError::Create { .. },
+        ) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Waits until a block device can be opened.
+fn wait_for(device: &Path) -> Result<(), BootError> {
+    let end = Instant::now() + DEVICE_WAIT;
+    loop {
+        match File::open(device) {
+            Ok(_) => return Ok(()),
+            Err(_) if Instant::now() < end => std::thread::sleep(DEVICE_STEP),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let seconds = DEVICE_WAIT.as_secs();
+                return Err(BootError::NoRootDevice {
+                    device: device.to_owned(),
+                    seconds,
+                });
+            }
+            Err(source) => {
+                return Err(BootError::Read {
+                    path: device.to_owned(),
+                    source,
+                });
+            }
+        }
+    }
+}
+
+fn mount_root(device: &Path, wanted: Option<&str>) -> Result<(), BootError> {
+    directory(LOWER, 0o755)?;
+    let known = |name: &str| {
+        ROOT_TYPES
+            .iter()
+            .find(|(it, _)| *it == name)
+            .and_then(|(_, it)| *it)
+    };
+    let types = match wanted {
+        Some(name) => vec![(name, known(name))],
+        None => ROOT_TYPES.to_vec(),
+    };
+    for (kind, options) in &types {
+        match mount(
+            Some(device),
+            LOWER,
+            Some(*kind),
+            MsFlags::MS_RDONLY,
+            *options,
+        ) {
+            Ok(()) => return Ok(()),
+            // Not this type, or not a type that this kernel knows.
+            Err(Errno::EINVAL | Errno::ENODEV) => {}
+            Err(errno) => {
+                let what = format!("{} as {kind}", device.display());
+                return Err(BootError::Mount {
+                    what,
+                    target: LOWER.into(),
+                    errno,
+                });
+            }
+        }
+    }
+    let tried = types
+        .iter()
+        .map(|(kind, _)| *kind)
+        .collect::<Vec<_>>()
+        .join(", ");
+    Err(BootError::RootType {
+        device: device.to_owned(),
+        tried,
+    })
+}
+
+/// Mounts a file system on a directory, which is made if it is not there.
+fn attach(
+    source: &str,
+    target: &str,
+    kind: &str,
+    flags: MsFlags,
+    options: Option<&str>,
+) -> Result<(), BootError> {
+    let try_mount = || mount(Some(source), target, Some(kind), flags, options);
+    let result = match try_mount() {
+        Err(Errno::ENOENT) => {
+            directory(target, 0o755)?;
+            try_mount()
+        }
+        result => result,
+    };
+    match result {
+        // Already there, at the hands of the kernel (CONFIG_DEVTMPFS_MOUNT).
+        Ok(()) | Err(Errno::EBUSY) => Ok(()),
+        Err(errno) => Err(BootError::Mount {
+            what: kind.to_owned(),
+            target: target.into(),
+            errno,
+        }),
+    }
+}
+
+fn relocate(from: &str, to: &str) -> Result<(), BootError> {
+    let none = None::<&str>;
+    mount(Some(from), to, none, MsFlags::MS_MOVE, none).map_err(|errno| BootError::Mount {
+        what: from.to_owned(),
+        target: to.into(),
+        errno,
+    })
+}
+
+fn directory(path: &str, mode: u32) -> Result<(), BootError> {
+    match DirBuilder::new().recursive(true).mode(mode).create(path) {
+        Ok(()) => Ok(()),
+        Err(source) => Err(BootError::Create {
+            path: path.into(),
+            source,
+        }),
+    }
+}
+
+/// Mounts that something may still be written to, of devices that last: where they are mounted.
+pub(super) fn writable_devices() -> Vec<String> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    parse_writable(&mounts)
+}
+
+/// `device directory type options 0 0` (fstab(5)), the last mounted first.
+fn parse_writable(mounts: &str) -> Vec<String> {
+    let mut targets: Vec<String> = mounts
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split(' ');
+            let (device, target) = (fields.next()?, fields.next()?);
+            let _type = fields.next()?;
+            let writable = fields.next()?.split(',').any(|option| option == "rw");
+            (device.starts_with("/dev/") && writable).then(|| unescape(target))
+        })
+        .collect();
+    targets.reverse();
+    targets
+}
+
+/// The kernel writes blanks and backslashes as three octal digits.
+fn unescape(text: &str) -> String {
+    let mut plain = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('\\') {
+        plain.push_str(before);
+        let byte = after
+            .get(..3)
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match byte {
+            Some(byte) => {
+                plain.push(char::from(byte));
+                rest = &after[3..];
+            }
+            None => {
+                plain.push('\\');
+                rest = after;
+            }
+        }
+    }
+    plain + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writable_mounts_of_devices() {
+        let mounts = "/dev/vda /ember/lower squashfs ro,relatime 0 0\n\
+            overlay / overlay rw,relatime 0 0\n\
+            tmpfs /tmp tmpfs rw 0 0\n\
+            /dev/vdb /data ext4 rw,noatime 0 0\n\
+            nonsense\n\
+            /dev/vdc /a\\040b\\134c ext4 rw 0 0\n";
+        assert_eq!(parse_writable(mounts), ["/a b\\c", "/data"]);
+        assert_eq!(unescape("\\9 \\"), "\\9 \\");
+    }
+}

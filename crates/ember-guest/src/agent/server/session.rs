@@ -1,0 +1,545 @@
+//! One connection: its requests and the commands they started.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::ops::ControlFlow;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::epoll::{EpollEvent, EpollFlags};
+
+use super::command::{Command, Fed};
+use super::connection::{Connection, Read};
+use super::{Agent, EVENTS, End, MAX_LINGERING, Token};
+use crate::agent::sys;
+use crate::agent::tree::Tree;
+use crate::protocol::{
+    ErrorCode, FEATURE_CGROUP, FEATURE_PTY, Failure, Hello, MAX_DATA, MAX_REQUESTS, Malformed,
+    Message, Spawn, Stream, WINDOW,
+};
+
+/// How long a last word may take to be written.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Why a session ends.
+#[derive(Debug)]
+enum Last {
+    /// The host has gone.
+    Gone,
+    /// The host is told why before the connection is closed.
+    Refuse(Failure),
+    /// The agent's work is done.
+    PowerOff,
+}
+
+type Step<T = ()> = ControlFlow<Last, T>;
+
+pub(super) struct Session<'a> {
+    agent: &'a mut Agent,
+    connection: Connection,
+    greeted: bool,
+    commands: BTreeMap<u32, Command>,
+    /// Requests by the process that leads them.
+    leaders: BTreeMap<i32, u32>,
+    /// Outputs that may have something to read, each at most once, in turn.
+    ready: VecDeque<(u32, Stream)>,
+    /// What is left of commands that are over, to be looked at when nobody waits.
+    ended: Vec<(Tree, Option<Instant>)>,
+}
+
+impl<'a> Session<'a> {
+    pub(super) fn new(agent: &'a mut Agent, stream: OwnedFd) -> io::Result<Self> {
+        let connection = Connection::new(stream)?;
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP;
+        agent.watch(connection.stream(), flags, Token::Connection)?;
+        Ok(Self {
+            agent,
+            connection,
+            greeted: false,
+            commands: BTreeMap::new(),
+            leaders: BTreeMap::new(),
+            ready: VecDeque::new(),
+            ended: Vec::new(),
+        })
+    }
+
+    /// Serves the connection until it ends. Whatever it leaves is the agent's to end.
+    pub(super) fn run(mut self) -> io::Result<Option<End>> {
+        let mut features = FEATURE_PTY;
+        if self.agent.trees.has_cgroups() {
+            features |= FEATURE_CGROUP;
+        }
+        self.connection
+            .send(0, &Message::Hello(Hello::ours(features)));
+
+        let mut events = [EpollEvent::empty(); EVENTS];
+        let last = loop {
+            if let ControlFlow::Break(last) = self.turn(&mut events)? {
+                break last;
+            }
+        };
+        self.ended.extend(
+            std::mem::take(&mut self.commands)
+                .into_values()
+                .map(|command| (command.tree, command.deadline)),
+        );
+        self.agent.lingering.append(&mut self.ended);
+        match last {
+            Last::Gone => Ok(None),
+            Last::Refuse(failure) => {
+                self.connection.send(0, &Message::Error(failure));
+                self.connection.finish(PATIENCE);
+                Ok(None)
+            }
+            Last::PowerOff => {
+                self.connection.finish(PATIENCE);
+                Ok(Some(End::PowerOff))
+            }
+        }
+    }
+
+    /// One turn of the loop: what has happened, what follows from it, then the wait.
+    fn turn(&mut self, events: &mut [EpollEvent]) -> io::Result<Step> {
+        if self.connection.wants_read()
+            && let last @ ControlFlow::Break(_) = self.read()
+        {
+            return Ok(last);
+        }
+        self.pump();
+        if self.connection.flush().is_err() {
+            // What the host said before it went still counts, but nobody is there to hear more.
+            return Ok(ControlFlow::Break(Last::Gone));
+        }
+
+        let busy =
+            self.connection.wants_read() || !self.ready.is_empty() && self.connection.has_room();
+        let timeout = if busy {
+            Some(Duration::ZERO)
+        } else {
+            self.tidy();
+            self.next_deadline()
+                .map(|next| next.saturating_duration_since(Instant::now()))
+        };
+        let count = self.agent.wait(events, timeout)?;
+        let mut signals = false;
+        for event in &events[..count] {
+            signals |= self.notice(*event);
+        }
+        if signals {
+            if self.agent.read_signals() {
+                return Ok(ControlFlow::Break(Last::PowerOff));
+            }
+            self.reap();
+        }
+        self.expire();
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Takes note of an event. Says whether it is about signals.
+    fn notice(&mut self, event: EpollEvent) -> bool {
+        let flags = event.events();
+        match Token::unpack(event.data()) {
+            Token::Signals => return true,
+            // Accepted after this connection.
+            Token::Source => {}
+            Token::Connection => {
+                let gone = EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLHUP | EpollFlags::EPOLLERR;
+                self.connection.notice(
+                    flags.contains(EpollFlags::EPOLLIN),
+                    flags.contains(EpollFlags::EPOLLOUT),
+                    flags.intersects(gone),
+                );
+            }
+            Token::Stream(request, Stream::Stdin) => {
+                if let Some(command) = self.commands.get_mut(&request) {
+                    let fed = command.input.resume();
+                    self.fed(request, &fed);
+                }
+            }
+            Token::Stream(request, stream) => self.look_at(request, stream),
+        }
+        false
+    }
+
+    /// Puts an output on the list of those to be read.
+    fn look_at(&mut self, request: u32, stream: Stream) {
+        if let Some(command) = self.commands.get_mut(&request)
+            && let Some(output) = command.output(stream)
+            && !std::mem::replace(&mut output.queued, true)
+        {
+            self.ready.push_back((request, stream));
+        }
+    }
+
+    /// Reads commands' output into frames, in turn, while there is room.
+    fn pump(&mut self) {
+        while self.connection.has_room()
+            && let Some((request, stream)) = self.ready.pop_front()
+        {
+            let Some(command) = self.commands.get_mut(&request) else {
+                continue;
+            };
+            let over = command.is_over();
+            let Some(output) = command.output(stream) else {
+                continue;
+            };
+            output.queued = false;
+            if output.window == 0 {
+                // Looked at again when the host opens the window.
+                continue;
+            }
+            let limit = MAX_DATA.min(output.window as usize);
+            match self
+                .connection
+                .send_from(output.fd(), request, stream, limit)
+            {
+                Ok(0) => self.end_output(request, stream),
+                Ok(count) => {
+                    output.window -= count as u32;
+                    output.queued = true;
+                    self.ready.push_back((request, stream));
+                }
+                Err(Errno::EINTR) => self.look_at(request, stream),
+                // The pipe is empty. It may be held by a process that does not belong to the
+                // command and was not ended with it.
+                Err(Errno::EAGAIN) if over => self.end_output(request, stream),
+                Err(Errno::EAGAIN) => {}
+                // A terminal says EIO when the last of its users has closed it (pty(7)).
+                Err(_) => self.end_output(request, stream),
+            }
+        }
+    }
+
+    /// An output has come to its end, or nobody wants the rest.
+    fn end_output(&mut self, request: u32, stream: Stream) {
+        let Some(command) = self.commands.get_mut(&request) else {
+            return;
+        };
+        let terminal = command.terminal().is_some();
+        let Some(output) = command.output(stream).take() else {
+            return;
+        };
+        if terminal {
+            // The kernel stops watching when the last duplicate is closed, and a terminal's
+            // descriptor is duplicated (epoll(7), question 6).
+            let _ = self.agent.epoll.delete(output.fd());
+        }
+        self.connection.send(
+            request,
+            &Message::Data {
+                stream,
+                bytes: &[],
+                end: true,
+            },
+        );
+        self.settle(request);
+    }
+
+    /// Reports a command whose outcome is due, and lets go of one of which nothing is left to say.
+    fn settle(&mut self, request: u32) {
+        let Some(command) = self.commands.get_mut(&request) else {
+            return;
+        };
+        if !command.reported
+            && let Some(outcome) = command.outcome()
+        {
+            command.reported = true;
+            self.close_input(request);
+            self.connection.send(request, &Message::Exited(outcome));
+        }
+        if let Some(command) = self.commands.get(&request)
+            && command.reported
+            && command.outputs_closed()
+            && let Some(command) = self.commands.remove(&request)
+        {
+            self.ended.push((command.tree, command.deadline));
+        }
+    }
+
+    fn close_input(&mut self, request: u32) {
+        let Some(command) = self.commands.get_mut(&request) else {
+            return;
+        };
+        if command.input.watched
+            && let Some(fd) = command.input.fd()
+        {
+            let _ = self.agent.epoll.delete(fd);
+        }
+        command.input.close();
+    }
+
+    /// What follows when standard input has moved.
+    fn fed(&mut self, request: u32, fed: &Fed) {
+        let Some(command) = self.commands.get_mut(&request) else {
+            return;
+        };
+        let stream = Stream::Stdin;
+        if let Some(bytes) = fed.window {
+            self.connection
+                .send(request, &Message::Window { stream, bytes });
+        }
+        if fed.broken {
+            self.connection.send(request, &Message::Reset { stream });
+        }
+        let input = &mut command.input;
+        if fed.full
+            && !input.watched
+            && let Some(fd) = input.fd()
+        {
+            // Only now: most commands take what they are given.
+            let token = Token::Stream(request, stream);
+            input.watched = self.agent.watch(fd, EpollFlags::EPOLLOUT, token).is_ok();
+        }
+    }
+
+    /// Takes leave of every process that has ended. As PID 1 that includes all orphans.
+    fn reap(&mut self) {
+        while let Some(reaped) = self.agent.reap() {
+            let Some(request) = self.leaders.remove(&reaped.pid) else {
+                continue;
+            };
+            let Some(command) = self.commands.get_mut(&request) else {
+                continue;
+            };
+            command.exited(reaped);
+            if command.is_over() {
+                self.drain(request);
+            }
+            self.settle(request);
+        }
+        self.agent.tend_lingering(Instant::now());
+    }
+
+    /// Looks at the outputs of a command that is over for the last time.
+    fn drain(&mut self, request: u32) {
+        self.look_at(request, Stream::Stdout);
+        self.look_at(request, Stream::Stderr);
+    }
+
+    fn deadlines(&self) -> impl Iterator<Item = Instant> {
+        let commands = self
+            .commands
+            .values()
+            .filter_map(|command| command.deadline);
+        commands.chain(
+            self.agent
+                .lingering
+                .iter()
+                .filter_map(|(_, deadline)| *deadline),
+        )
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        self.deadlines().min()
+    }
+
+    /// Ends what has lived as long as it may.
+    fn expire(&mut self) {
+        if self.next_deadline().is_none() {
+            return;
+        }
+        let now = Instant::now();
+        let expired = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
+        let requests: Vec<u32> = self
+            .commands
+            .iter()
+            .filter(|(_, command)| expired(command.deadline))
+            .map(|(&request, _)| request)
+            .collect();
+        for request in requests {
+            if let Some(command) = self.commands.get_mut(&request) {
+                command.time_out();
+            }
+            self.drain(request);
+            self.settle(request);
+        }
+        if self
+            .agent
+            .lingering
+            .iter()
+            .any(|(_, deadline)| expired(*deadline))
+        {
+            self.agent.tend_lingering(now);
+        }
+    }
+
+    /// What has to be done at some time, done while nobody waits.
+    fn tidy(&mut self) {
+        for (mut tree, deadline) in self.ended.drain(..) {
+            if !tree.clear() {
+                self.agent.lingering.push((tree, deadline));
+            }
+        }
+        self.agent.trees.prepare();
+    }
+
+    /// Reads once from the host and does what it says.
+    fn read(&mut self) -> Step {
+        match self.connection.read(&mut self.agent.scratch) {
+            Read::End => return ControlFlow::Break(Last::Gone),
+            Read::Nothing => return ControlFlow::Continue(()),
+            Read::Bytes => {}
+        }
+        let mut decoder = std::mem::take(&mut self.connection.decoder);
+        loop {
+            match decoder.next_frame() {
+                Ok(None) => break,
+                Ok(Some(frame)) => match Message::decode(frame) {
+                    Ok(message) => self.receive(frame.request, message)?,
+                    Err(malformed) => return refuse(&malformed),
+                },
+                Err(malformed) => return refuse(&malformed),
+            }
+        }
+        self.connection.decoder = decoder;
+        ControlFlow::Continue(())
+    }
+
+    fn receive(&mut self, request: u32, message: Message<'_>) -> Step {
+        let kind = message.kind();
+        if !self.greeted {
+            let Message::Hello(hello) = message else {
+                return refuse(&Malformed::Unexpected { kind });
+            };
+            if let Err(mismatch) = hello.agree() {
+                let failure = Failure::new(ErrorCode::Version, mismatch.to_string());
+                return ControlFlow::Break(Last::Refuse(failure));
+            }
+            self.greeted = true;
+            return ControlFlow::Continue(());
+        }
+        match message {
+            Message::Ping => self.connection.send(request, &Message::Pong),
+            Message::PowerOff => {
+                self.connection.send(request, &Message::PoweringOff);
+                return ControlFlow::Break(Last::PowerOff);
+            }
+            Message::Error(_) if request == 0 => return ControlFlow::Break(Last::Gone),
+            Message::Spawn(_) if self.commands.contains_key(&request) => {
+                return refuse(&Malformed::Duplicate { request });
+            }
+            Message::Spawn(spawn) => {
+                let answer = match self.spawn(request, &spawn) {
+                    Ok(pid) => Message::Started { pid },
+                    Err(failure) => Message::Error(failure),
+                };
+                self.connection.send(request, &answer);
+            }
+            Message::Data {
+                stream: Stream::Stdin,
+                bytes,
+                end,
+            } => {
+                // It may have been on its way while its command ended. So below.
+                let Some(command) = self.commands.get_mut(&request) else {
+                    return ControlFlow::Continue(());
+                };
+                match command.input.receive(bytes, end) {
+                    Ok(fed) => self.fed(request, &fed),
+                    Err(_) => {
+                        return refuse(&Malformed::Window {
+                            request,
+                            stream: Stream::Stdin,
+                        });
+                    }
+                }
+            }
+            Message::Window {
+                stream: stream @ (Stream::Stdout | Stream::Stderr),
+                bytes,
+            } => {
+                if let Some(command) = self.commands.get_mut(&request)
+                    && let Some(output) = command.output(stream)
+                {
+                    let window = output.window.checked_add(bytes).filter(|&it| it <= WINDOW);
+                    let Some(window) = window else {
+                        return refuse(&Malformed::Window { request, stream });
+                    };
+                    output.window = window;
+                    self.look_at(request, stream);
+                }
+            }
+            Message::Reset {
+                stream: stream @ (Stream::Stdout | Stream::Stderr),
+            } => {
+                self.end_output(request, stream);
+            }
+            Message::Signal { number } => {
+                if let Some(command) = self.commands.get(&request) {
+                    sys::signal_group(command.leader, number);
+                }
+            }
+            Message::Resize(size) => {
+                if let Some(command) = self.commands.get(&request)
+                    && let Some(terminal) = command.terminal()
+                {
+                    // A terminal takes any size.
+                    let _ = sys::set_terminal_size(terminal, size);
+                }
+            }
+            Message::Kill => {
+                if let Some(command) = self.commands.get_mut(&request) {
+                    command.kill();
+                    self.drain(request);
+                    self.settle(request);
+                }
+            }
+            _ => return refuse(&Malformed::Unexpected { kind }),
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Starts a command.
+    fn spawn(&mut self, request: u32, spawn: &Spawn) -> Result<u32, Failure> {
+        if self.commands.len() >= MAX_REQUESTS {
+            let message = format!("{MAX_REQUESTS} commands are running, and no more may");
+            return Err(Failure::new(ErrorCode::TooManyRequests, message));
+        }
+        if self.agent.lingering.len() >= MAX_LINGERING {
+            let message = format!("{MAX_LINGERING} commands have left processes behind");
+            return Err(Failure::new(ErrorCode::TooManyRequests, message));
+        }
+        // Before anything is made for a command that cannot be.
+        spawn.validate()?;
+        let start = Instant::now();
+        let mut tree = self.agent.trees.plant(&spawn.limits)?;
+        let (pid, streams) = self
+            .agent
+            .spawner
+            .spawn(spawn, &mut tree)
+            .inspect_err(|_| {
+                self.agent.trees.prepare();
+            })?;
+        let watched = streams.outputs().try_for_each(|(stream, fd)| {
+            self.agent
+                .watch(fd, EpollFlags::EPOLLIN, Token::Stream(request, stream))
+        });
+        let mut command = Command::new(pid, tree, streams, start, spawn.timeout);
+        self.leaders.insert(pid, request);
+        if let Err(errno) = watched {
+            command.kill();
+            self.leaders.remove(&pid);
+            self.ended.push((command.tree, None));
+            let message = format!("cannot watch the command's output: {}", errno.desc());
+            return Err(Failure::new(ErrorCode::OutOfResources, message));
+        }
+        self.commands.insert(request, command);
+        // A process's number is positive.
+        Ok(pid.unsigned_abs())
+    }
+}
+
+fn refuse(malformed: &Malformed) -> Step {
+    let failure = Failure::new(ErrorCode::Malformed, malformed.to_string());
+    ControlFlow::Break(Last::Refuse(failure))
+}
+
+impl std::fmt::Debug for Session<'_> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Session")
+            .field("commands", &self.commands)
+            .finish_non_exhaustive()
+    }
+}
