@@ -7,7 +7,7 @@ use std::fmt;
 ///
 /// [`kind`](Self::kind) is for programs to decide by; the message is for people, and says what was
 /// attempted, on what, and what to do. What a guest's own code does wrong is not an error: it is in
-/// what comes of running it.
+/// the [`Output`](crate::Output) of running it.
 pub struct Error {
     kind: ErrorKind,
     message: String,
@@ -41,6 +41,14 @@ pub enum ErrorKind {
 }
 
 impl Error {
+    pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+            source: None,
+        }
+    }
+
     pub(crate) fn because(
         kind: ErrorKind,
         message: impl Into<String>,

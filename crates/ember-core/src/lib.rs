@@ -1,16 +1,37 @@
 //! Sandboxes: real Linux microVMs behind a value.
+//!
+//! ```no_run
+//! use ember_core::{Code, Image, Sandbox};
+//!
+//! # async fn example() -> Result<(), ember_core::Error> {
+//! let sandbox = Sandbox::builder(Image::pack("python")).boot().await?;
+//! let out = sandbox.run(Code::python("print(6 * 7)")).await?;
+//! assert_eq!(out.stdout, "42\n");
+//! sandbox.close().await;
+//! # Ok(())
+//! # }
+//! ```
 #![forbid(unsafe_code)]
 
 mod assets;
+mod code;
 mod error;
 mod host;
 mod language;
+mod output;
 mod progress;
+mod sandbox;
 mod size;
 
 pub use assets::{Assets, Image, Kernel, ReadyImage, ReadyKernel};
+pub use code::Code;
 pub use error::{Error, ErrorKind};
 pub use host::{Condition, Finding, Host, Measured};
 pub use language::{Account, Language};
+pub use output::{Captured, Output};
 pub use progress::{Event, Progress};
+pub use sandbox::{Process, Sandbox, SandboxBuilder};
 pub use size::ByteSize;
+
+pub use ember_guest::host::{Command, ProcessControl, ProcessOutput, ProcessStdin, Stdin};
+pub use ember_guest::protocol::{Limits, Outcome, PtySize, Status};

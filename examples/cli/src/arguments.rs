@@ -1,13 +1,19 @@
 //! What can be asked for on the command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use ember_core::Kernel;
+use ember_core::{ByteSize, Image, Kernel};
+
+const AFTER_HELP: &str = "\
+Exit status: that of the program; 128 + N if signal N ended it, 124 if its time was up, 126 if it
+cannot be executed, 127 if it is not there, 125 if Ember itself failed, 130 after Ctrl-C.";
 
 /// Run programs in microVMs.
 #[derive(Debug, Parser)]
-#[command(name = "ember", version)]
+#[command(name = "ember", version, after_help = AFTER_HELP)]
 pub(crate) struct Arguments {
     #[command(flatten)]
     pub(crate) common: Common,
@@ -15,21 +21,108 @@ pub(crate) struct Arguments {
     pub(crate) task: Task,
 }
 
-/// Options that stand before or after the command.
+/// Options that stand before or after the name of the command.
 #[derive(Debug, Args)]
 pub(crate) struct Common {
-    /// Print what there is to say as JSON.
+    /// Print one JSON object in place of text.
     #[arg(long, global = true)]
     pub(crate) json: bool,
-    /// The kernel: `stock`, `tuned` or a file; the best that is there if not given.
+    /// The root file system: a pack's name, or a squashfs, erofs or ext4 file (with a slash).
+    #[arg(long, global = true, value_name = "IMAGE", default_value = "python", value_parser = image)]
+    pub(crate) image: Image,
+    /// The kernel: `stock`, `tuned` or a file [default: tuned if it has been built, else stock].
     #[arg(long, global = true, value_name = "KERNEL", value_parser = kernel)]
     pub(crate) kernel: Option<Kernel>,
+    /// How long the program may take, such as `30s` or `2m`.
+    #[arg(long, global = true, value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub(crate) timeout: Option<Duration>,
+    /// How many processors the guest has.
+    #[arg(long, global = true, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u8).range(1..=32))]
+    pub(crate) vcpus: u8,
+    /// How much memory the guest has, in MiB.
+    #[arg(long, global = true, value_name = "MIB", default_value = "256", value_parser = mebibytes)]
+    pub(crate) memory: ByteSize,
+    /// Show the guest's console on standard error.
+    #[arg(long, global = true)]
+    pub(crate) console: bool,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Task {
-    /// Get everything ready that sandboxes are made from: the kernel and the packs.
+    /// Run a program, as an unprivileged user of the guest.
+    Run(Run),
+    /// Run a command, as root of the guest.
+    Exec(Exec),
+    /// Open a shell in a new guest.
+    Shell(Shell),
+    /// Say what this host can do, and what to change.
+    Doctor,
+    /// Get ready what sandboxes are made from: the kernel and the packs.
     Prepare(Prepare),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// The language; a file's extension tells it too.
+    #[arg(long, short, value_name = "LANGUAGE", visible_alias = "language")]
+    pub(crate) lang: Option<String>,
+    /// The program itself.
+    #[arg(short, long, value_name = "CODE", requires = "lang")]
+    pub(crate) code: Option<String>,
+    #[command(flatten)]
+    pub(crate) how: How,
+    /// The program's file, or `-` for standard input, unless the program was given; then what the
+    /// program is given.
+    #[arg(
+        value_name = "FILE] [ARGUMENT",
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        required_unless_present = "code"
+    )]
+    pub(crate) words: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Exec {
+    #[command(flatten)]
+    pub(crate) how: How,
+    /// The command and its arguments.
+    #[arg(
+        value_name = "COMMAND",
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        required = true
+    )]
+    pub(crate) words: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Shell {
+    #[command(flatten)]
+    pub(crate) how: How,
+    /// The shell, and its arguments.
+    #[arg(
+        value_name = "COMMAND",
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        default_value = "/bin/bash"
+    )]
+    pub(crate) words: Vec<OsString>,
+}
+
+/// The circumstances of a command.
+#[derive(Debug, Args)]
+pub(crate) struct How {
+    /// The user of the guest that it runs as: `name`, `uid`, `name:group` or `uid:gid`.
+    #[arg(long, short, value_name = "USER")]
+    pub(crate) user: Option<String>,
+    /// The directory of the guest that it starts in.
+    #[arg(long, short = 'w', value_name = "DIRECTORY")]
+    pub(crate) workdir: Option<OsString>,
+    /// A variable of its environment.
+    #[arg(long, short, value_name = "NAME=VALUE", value_parser = variable)]
+    pub(crate) env: Vec<(String, String)>,
 }
 
 #[derive(Debug, Args)]
@@ -41,21 +134,102 @@ pub(crate) struct Prepare {
     #[arg(long)]
     pub(crate) renew: bool,
     /// Also write the initramfs that guests start from to FILE.
-    #[arg(long, value_name = "FILE", requires = "agent")]
-    pub(crate) initramfs: Option<PathBuf>,
-    /// The agent that goes into the initramfs.
     #[arg(long, value_name = "FILE")]
-    pub(crate) agent: Option<PathBuf>,
+    pub(crate) initramfs: Option<PathBuf>,
 }
 
-#[allow(
-    clippy::unnecessary_wraps,
-    reason = "the shape of a parser of arguments"
-)]
-fn kernel(text: &str) -> Result<Kernel, String> {
+// The shape of clap's parsers; these accept anything.
+type Parsed<T> = Result<T, String>;
+
+#[allow(clippy::unnecessary_wraps, reason = "the shape of a parser")]
+fn kernel(text: &str) -> Parsed<Kernel> {
     Ok(match text {
         "stock" => Kernel::stock(),
         "tuned" => Kernel::tuned(),
         path => Kernel::file(path),
     })
+}
+
+#[allow(clippy::unnecessary_wraps, reason = "the shape of a parser")]
+fn image(text: &str) -> Parsed<Image> {
+    Ok(if text.contains('/') {
+        Image::file(text)
+    } else {
+        Image::pack(text)
+    })
+}
+
+fn mebibytes(text: &str) -> Parsed<ByteSize> {
+    let count: u64 = text
+        .parse()
+        .map_err(|_| "it is a number of MiB, such as 256".to_owned())?;
+    Ok(ByteSize::mib(count))
+}
+
+fn variable(text: &str) -> Parsed<(String, String)> {
+    let (name, value) = text
+        .split_once('=')
+        .ok_or_else(|| "it is NAME=VALUE".to_owned())?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn what_follows_a_program_is_its_own() {
+        let arguments = Arguments::parse_from([
+            "ember",
+            "run",
+            "--timeout",
+            "2m",
+            "x.py",
+            "--json",
+            "-c",
+            "--",
+            "y",
+        ]);
+        assert!(!arguments.common.json);
+        assert_eq!(arguments.common.timeout, Some(Duration::from_secs(120)));
+        let Task::Run(run) = arguments.task else {
+            panic!("not run");
+        };
+        assert_eq!(run.words, ["x.py", "--json", "-c", "--", "y"]);
+    }
+
+    #[test]
+    fn options_stand_before_or_after_the_command() {
+        for words in [
+            ["ember", "--json", "exec", "--", "ls", "-l"],
+            ["ember", "exec", "--json", "--", "ls", "-l"],
+        ] {
+            let arguments = Arguments::parse_from(words);
+            assert!(arguments.common.json);
+            let Task::Exec(exec) = arguments.task else {
+                panic!("not exec");
+            };
+            assert_eq!(exec.words, ["ls", "-l"]);
+        }
+    }
+
+    #[test]
+    fn a_program_needs_a_language_and_a_run_a_program() {
+        for words in [
+            &["ember", "run"][..],
+            &["ember", "run", "-c", "print(1)"],
+            &["ember", "--vcpus", "0", "run", "x.py"],
+            &["ember", "--memory", "much", "run", "x.py"],
+            &["ember", "exec"],
+        ] {
+            assert!(Arguments::try_parse_from(words).is_err(), "{words:?}");
+        }
+    }
 }

@@ -1,25 +1,46 @@
 //! `ember`: run programs in microVMs, from the command line.
 
 mod arguments;
+mod doctor;
+mod exec;
+mod guest;
 mod prepare;
 mod progress;
+mod report;
+mod run;
+mod shell;
+mod streams;
 
 use std::process::ExitCode;
 
+use anyhow::{Context, Result};
 use clap::Parser;
 
 use arguments::{Arguments, Task};
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let outcome = match &arguments.task {
-        Task::Prepare(options) => prepare::run(options, &arguments.common),
-    };
-    match outcome {
+    match perform(&arguments) {
         Ok(code) => code,
-        Err(error) => {
-            eprintln!("ember: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => report::failure(&error, arguments.common.json),
     }
+}
+
+fn perform(arguments: &Arguments) -> Result<ExitCode> {
+    // One thread is enough: all it does is to pass bytes along.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the async runtime")?;
+    let common = &arguments.common;
+    let outcome = match &arguments.task {
+        Task::Run(options) => runtime.block_on(run::run(options, common)),
+        Task::Exec(options) => runtime.block_on(exec::exec(options, common)),
+        Task::Shell(options) => runtime.block_on(shell::shell(options, common)),
+        Task::Doctor => doctor::doctor(common),
+        Task::Prepare(options) => prepare::prepare(options, common),
+    };
+    // A thread may still wait for standard input, which nobody has to type any more.
+    runtime.shutdown_background();
+    outcome
 }

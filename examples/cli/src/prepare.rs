@@ -9,8 +9,9 @@ use serde_json::json;
 
 use crate::arguments::{Common, Prepare};
 use crate::progress;
+use crate::report::say;
 
-pub(crate) fn run(options: &Prepare, common: &Common) -> Result<ExitCode> {
+pub(crate) fn prepare(options: &Prepare, common: &Common) -> Result<ExitCode> {
     let assets = Assets::of_user()?.with_progress(progress::to_stderr());
     let wanted = common.kernel.clone().unwrap_or_default();
     if options.renew {
@@ -26,9 +27,8 @@ pub(crate) fn run(options: &Prepare, common: &Common) -> Result<ExitCode> {
         };
         images.push((pack, image));
     }
-    if let (Some(path), Some(agent)) = (&options.initramfs, &options.agent) {
-        let agent = fs::read(agent).with_context(|| format!("cannot read {}", agent.display()))?;
-        let bytes = assets.initramfs(&kernel, &agent)?;
+    if let Some(path) = &options.initramfs {
+        let bytes = assets.initramfs(&kernel)?;
         fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
     }
 
@@ -37,13 +37,13 @@ pub(crate) fn run(options: &Prepare, common: &Common) -> Result<ExitCode> {
             .iter()
             .map(|(pack, image)| ((*pack).clone(), json!(image)))
             .collect();
-        println!("{:#}", json!({ "kernel": kernel, "images": images }));
+        say!("{:#}", json!({ "kernel": kernel, "images": images }));
     } else {
-        println!("kernel  {}", kernel.description);
-        println!("        {}", kernel.image.display());
+        say!("kernel  {}", kernel.description);
+        say!("        {}", kernel.image.display());
         for (pack, image) in images {
-            println!("image   {pack}");
-            println!("        {}", image.file.display());
+            say!("image   {pack}");
+            say!("        {}", image.file.display());
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -104,8 +104,9 @@ impl Assets {
     ///
     /// # Errors
     /// [`ErrorKind::Unprepared`] if a module cannot be read.
-    pub fn initramfs(&self, kernel: &ReadyKernel, agent: &[u8]) -> Result<Arc<[u8]>, Error> {
-        let bytes = initramfs::build(agent, &kernel.modules).map_err(AssetError::Initramfs)?;
+    pub fn initramfs(&self, kernel: &ReadyKernel) -> Result<Arc<[u8]>, Error> {
+        let bytes =
+            initramfs::build(ember_guest::AGENT, &kernel.modules).map_err(AssetError::Initramfs)?;
         Ok(bytes.into())
     }
 }

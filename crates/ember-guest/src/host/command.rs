@@ -124,6 +124,11 @@ impl Command {
         self
     }
 
+    /// How long the command may take, if that was said.
+    pub fn time_limit(&self) -> Option<Duration> {
+        self.spawn.timeout
+    }
+
     pub(super) fn into_spawn(self) -> Spawn {
         self.spawn
     }

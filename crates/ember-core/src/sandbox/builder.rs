@@ -1,0 +1,332 @@
+//! From a description to a guest that answers.
+
+use std::fmt;
+use std::fs::File;
+use std::time::Duration;
+
+use ember_guest::host::Agent;
+use ember_vmm::devices::serial::ConsoleConfig;
+use ember_vmm::devices::virtio::block::BlockConfig;
+use ember_vmm::devices::virtio::vsock::VsockConfig;
+use ember_vmm::kernel::KernelImage;
+use ember_vmm::{BuildError, ExitReason, Vm, VmConfig, probe};
+use tokio::sync::mpsc;
+
+use super::machine::{Line, Machine};
+use super::{Sandbox, Settings};
+use crate::assets::{Assets, Image, Kernel, ReadyImage};
+use crate::error::{Error, ErrorKind};
+use crate::size::ByteSize;
+
+/// The host's vsock port that the agent calls.
+const AGENT_PORT: u32 = 1024;
+/// Far longer than any boot, also of a stock kernel on a busy machine.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
+const OUTPUT_LIMIT: ByteSize = ByteSize::mib(16);
+
+type Console = Box<dyn FnMut(&[u8]) + Send>;
+
+/// What a sandbox is to be.
+pub struct SandboxBuilder {
+    image: Image,
+    kernel: Kernel,
+    assets: Option<Assets>,
+    vcpus: u8,
+    memory: ByteSize,
+    timeout: Option<Duration>,
+    boot_timeout: Duration,
+    output_limit: ByteSize,
+    console: Option<Console>,
+    kick_signal: Option<i32>,
+}
+
+impl SandboxBuilder {
+    pub(super) fn new(image: Image) -> Self {
+        Self {
+            image,
+            kernel: Kernel::default(),
+            assets: None,
+            vcpus: 1,
+            memory: ByteSize::mib(256),
+            timeout: None,
+            boot_timeout: BOOT_TIMEOUT,
+            output_limit: OUTPUT_LIMIT,
+            console: None,
+            kick_signal: None,
+        }
+    }
+
+    /// How many processors it has: 1 to 32, and 1 if not said.
+    #[must_use]
+    pub fn vcpus(mut self, count: u8) -> Self {
+        self.vcpus = count;
+        self
+    }
+
+    /// How much memory it has: at least 64 MiB, and 256 MiB if not said.
+    #[must_use]
+    pub fn memory(mut self, size: ByteSize) -> Self {
+        self.memory = size;
+        self
+    }
+
+    /// Its kernel: the tuned one if it has been built, else the stock one, if not said.
+    #[must_use]
+    pub fn kernel(mut self, kernel: Kernel) -> Self {
+        self.kernel = kernel;
+        self
+    }
+
+    /// Where kernel and image are kept, and who is told when they have to be prepared.
+    #[must_use]
+    pub fn assets(mut self, assets: Assets) -> Self {
+        self.assets = Some(assets);
+        self
+    }
+
+    /// How long a command or program may take that does not say so itself. For ever, if not said.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// How long it may take to boot: one minute if not said.
+    #[must_use]
+    pub fn boot_timeout(mut self, timeout: Duration) -> Self {
+        self.boot_timeout = timeout;
+        self
+    }
+
+    /// How much of each output is kept where output is collected: 16 MiB if not said. Streams have
+    /// no limit.
+    #[must_use]
+    pub fn output_limit(mut self, limit: ByteSize) -> Self {
+        self.output_limit = limit;
+        self
+    }
+
+    /// Hands what the guest writes on its console to `sink` as it comes, and has the kernel write
+    /// more there. The sink runs on the VM's device thread and must not block.
+    #[must_use]
+    pub fn console(mut self, sink: impl FnMut(&[u8]) + Send + 'static) -> Self {
+        self.console = Some(Box::new(sink));
+        self
+    }
+
+    /// The real-time signal that the VM's threads use among themselves, if the application needs
+    /// the usual one for itself. It is the one thing about a sandbox that is process-wide.
+    #[must_use]
+    pub fn kick_signal(mut self, number: i32) -> Self {
+        self.kick_signal = Some(number);
+        self
+    }
+
+    /// Boots the guest and returns when it answers. Whatever is not in the cache yet is prepared
+    /// first, which can take a minute the first time.
+    ///
+    /// It has to be called on a tokio runtime with time and I/O. Dropping the future ends the
+    /// guest.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unprepared`] and [`ErrorKind::InvalidRequest`] before there is a VM,
+    /// [`ErrorKind::HostUnsupported`] if the host cannot run one, [`ErrorKind::BootFailed`] with
+    /// the console's last lines if the guest does not come up.
+    pub async fn boot(self) -> Result<Sandbox, Error> {
+        let boot_timeout = self.boot_timeout;
+        let (sender, mut calls) = mpsc::channel(1);
+        let line = Line::default();
+        let machine_line = line.clone();
+        // Preparing, building and even starting a VM all wait for the kernel at places.
+        let started = tokio::task::spawn_blocking(move || self.start(sender, machine_line)).await;
+        let (machine, image, settings) = match started {
+            Ok(started) => started?,
+            Err(error) => {
+                let message = "building a sandbox ended unexpectedly";
+                return Err(Error::because(ErrorKind::Internal, message, error));
+            }
+        };
+
+        let greeted = async {
+            let Some(stream) = calls.recv().await else {
+                // The VM is gone, and the reason is known to the machine.
+                return std::future::pending().await;
+            };
+            let stream: std::os::unix::net::UnixStream = stream;
+            let connect = async {
+                line.set(stream.try_clone()?);
+                stream.set_nonblocking(true)?;
+                tokio::net::UnixStream::from_std(stream)
+            };
+            let stream = connect.await.map_err(|error| {
+                Error::because(ErrorKind::Internal, "cannot use the guest's channel", error)
+            })?;
+            Agent::connect(stream).await.map_err(|error| {
+                Error::because(
+                    ErrorKind::BootFailed,
+                    "the guest's agent was not understood",
+                    error,
+                )
+            })
+        };
+        let why = tokio::select! {
+            // A guest that ended may have greeted before: how it ended says more.
+            biased;
+            reason = machine.watcher().ended() => Failure::Ended(reason),
+            agent = greeted => match agent {
+                Ok(agent) => return Ok(Sandbox::new(machine, agent, image, settings)),
+                Err(error) => Failure::Greeting(error),
+            },
+            () = tokio::time::sleep(boot_timeout) => Failure::Late(boot_timeout),
+        };
+        machine.stop();
+        let host = match why {
+            Failure::Greeting(_) => None,
+            // A host that only pretends to virtualize fails in these ways.
+            _ => tokio::task::spawn_blocking(probe::probe).await.ok(),
+        };
+        Err(why.into_error(host.as_ref(), &machine.watcher().console_tail()))
+    }
+
+    /// Prepares everything and starts the VM. Blocks.
+    fn start(
+        self,
+        calls: mpsc::Sender<std::os::unix::net::UnixStream>,
+        line: Line,
+    ) -> Result<(Machine, ReadyImage, Settings), Error> {
+        let assets = match self.assets {
+            Some(assets) => assets,
+            None => Assets::of_user()?,
+        };
+        let kernel = assets.kernel(&self.kernel)?;
+        let image = assets.image(&self.image)?;
+        let initramfs = assets.initramfs(&kernel)?;
+        let kernel_image = KernelImage::from_path(&kernel.image).map_err(|error| {
+            let message = format!("cannot use the kernel {}", kernel.image.display());
+            Error::because(ErrorKind::InvalidRequest, message, error)
+        })?;
+        let disk = File::open(&image.file).map_err(|error| {
+            let message = format!("cannot open the image {}", image.file.display());
+            Error::because(ErrorKind::Unprepared, message, error)
+        })?;
+
+        let mut config = VmConfig::new(kernel_image);
+        config.vcpus = self.vcpus;
+        config.memory_bytes = self.memory.as_bytes();
+        config.initramfs = Some(initramfs);
+        config.command_line = command_line(&image, self.console.is_some());
+        config.disks = vec![BlockConfig::read_only(disk)];
+        config.vsock = Some(VsockConfig::default());
+        config.console = ConsoleConfig {
+            sink: self.console,
+            ..ConsoleConfig::default()
+        };
+        if let Some(signal) = self.kick_signal {
+            config.kick_signal = signal;
+        }
+        let vm = Vm::new(config).map_err(build_error)?;
+        let vsock = vm.vsock();
+        let machine = Machine::new(vm, line);
+        let listening = vsock.map(|vsock| {
+            vsock.listen(
+                AGENT_PORT,
+                // Only the first call is the agent's; whoever calls later is hung up on.
+                Box::new(move |stream| drop(calls.try_send(stream))),
+            )
+        });
+        match listening {
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                let message = "cannot listen for the guest's agent";
+                return Err(Error::because(ErrorKind::Internal, message, error));
+            }
+            None => {
+                let message = "the VM has no guest channel";
+                return Err(Error::new(ErrorKind::Internal, message));
+            }
+        }
+        machine.start()?;
+        let settings = Settings {
+            timeout: self.timeout,
+            output_limit: usize::try_from(self.output_limit.as_bytes()).unwrap_or(usize::MAX),
+        };
+        Ok((machine, image, settings))
+    }
+}
+
+/// The kernel's command line.
+fn command_line(image: &ReadyImage, verbose: bool) -> String {
+    let mut words = vec!["console=ttyS0", "panic=-1", "ember.root=/dev/vda"];
+    // A kernel's messages cost an exit of the VM for every byte.
+    words.push(if verbose { "loglevel=7" } else { "quiet" });
+    let file_system = image
+        .file_system
+        .map(|kind| format!("ember.rootfstype={kind}"));
+    words.extend(file_system.as_deref());
+    let port = format!("ember.port={AGENT_PORT}");
+    words.push(&port);
+    words.push("ember.hostname=ember");
+    words.join(" ")
+}
+
+fn build_error(error: BuildError) -> Error {
+    let kind = match &error {
+        BuildError::Configuration(_) | BuildError::Kernel(_) => ErrorKind::InvalidRequest,
+        _ => ErrorKind::HostUnsupported,
+    };
+    let advice = match kind {
+        ErrorKind::HostUnsupported => "; `ember doctor` examines this host",
+        _ => "",
+    };
+    Error::because(kind, format!("cannot build the VM{advice}"), error)
+}
+
+/// Why a guest did not come up.
+enum Failure {
+    Ended(ExitReason),
+    Late(Duration),
+    Greeting(Error),
+}
+
+impl Failure {
+    fn into_error(self, host: Option<&probe::Verdict>, console: &str) -> Error {
+        if let Some(verdict) = host.filter(|verdict| !verdict.is_real()) {
+            let advice = verdict.advice().unwrap_or_default();
+            let message = format!("this host's KVM cannot boot a guest ({verdict}); {advice}");
+            return Error::new(ErrorKind::HostUnsupported, message);
+        }
+        let advice = "give it a kernel and an image that belong together (those of \
+                      `ember prepare` do), or watch its whole console with `--console`";
+        match self {
+            Self::Ended(reason) => Error::new(
+                ErrorKind::BootFailed,
+                format!("the guest ended before it was ready: {reason}; {advice}{console}"),
+            ),
+            Self::Late(limit) => Error::new(
+                ErrorKind::BootFailed,
+                format!(
+                    "the guest was not ready within {} s; {advice}{console}",
+                    limit.as_secs_f64()
+                ),
+            ),
+            Self::Greeting(error) => Error::because(
+                ErrorKind::BootFailed,
+                format!("the guest came up and its agent did not; {advice}{console}"),
+                error,
+            ),
+        }
+    }
+}
+
+impl fmt::Debug for SandboxBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SandboxBuilder")
+            .field("image", &self.image)
+            .field("kernel", &self.kernel)
+            .field("vcpus", &self.vcpus)
+            .field("memory", &self.memory)
+            .field("timeout", &self.timeout)
+            .field("boot_timeout", &self.boot_timeout)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,182 @@
+//! A VM, as async code can hold one: its end can be awaited, and it is freed on another thread.
+
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use ember_vmm::devices::serial::Console;
+use ember_vmm::{ExitReason, Vm};
+use tokio::sync::watch;
+
+use crate::error::{Error, ErrorKind};
+
+/// How long a guest whose agent has hung up is given to end, so that the reason can be told. A
+/// kernel that restarts tries some ways of it for a while before one works.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How many of the console's last lines a message shows.
+const SHOWN_LINES: usize = 20;
+
+/// A VM that nobody has to wait for: dropping this ends it and returns at once.
+#[derive(Debug)]
+pub(super) struct Machine {
+    /// There until it is closed or dropped.
+    vm: Option<Vm>,
+    watcher: Watcher,
+}
+
+/// Knows whether, and why, a VM has ended; also when the VM is gone.
+#[derive(Debug, Clone)]
+pub(super) struct Watcher {
+    ended: watch::Receiver<Option<ExitReason>>,
+    console: Console,
+}
+
+/// The host's end of the guest channel, once there is one.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Line(Arc<Mutex<Option<UnixStream>>>);
+
+impl Line {
+    /// Remembers `stream`, to be hung up when the VM ends.
+    pub(super) fn set(&self, stream: UnixStream) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream);
+    }
+
+    /// Ends the channel: whoever reads it gets what has arrived, and then its end.
+    fn hang_up(&self) {
+        let stream = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(stream) = stream {
+            // It fails if the other end was first.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl Machine {
+    /// Watches over `vm`. When it ends, `line` is hung up: the VM outlives its guest, and with it
+    /// the channel's other end, so that nobody would notice.
+    pub(super) fn new(vm: Vm, line: Line) -> Self {
+        let (sender, ended) = watch::channel(None);
+        vm.on_exit(Box::new(move |reason| {
+            // In this order: whoever sees the channel end can learn why.
+            sender.send_replace(Some(reason.clone()));
+            line.hang_up();
+        }));
+        let watcher = Watcher {
+            ended,
+            console: vm.console(),
+        };
+        Self {
+            vm: Some(vm),
+            watcher,
+        }
+    }
+
+    pub(super) fn watcher(&self) -> &Watcher {
+        &self.watcher
+    }
+
+    /// Lets the guest run.
+    pub(super) fn start(&self) -> Result<(), Error> {
+        match self.vm.as_ref().map(Vm::start) {
+            None | Some(Ok(())) => Ok(()),
+            Some(Err(error)) => {
+                let message = "cannot start the VM";
+                Err(Error::because(ErrorKind::Internal, message, error))
+            }
+        }
+    }
+
+    /// Ends the guest without freeing the VM.
+    pub(super) fn stop(&self) {
+        if let Some(vm) = &self.vm {
+            vm.stop();
+        }
+    }
+
+    /// Ends the guest and waits until everything that the VM held is free.
+    pub(super) async fn close(mut self) {
+        if let Some(vm) = self.vm.take() {
+            // A panic in there was reported where it happened, and there is no more to free.
+            let _ = tokio::task::spawn_blocking(move || drop(vm)).await;
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let Some(vm) = self.vm.take() else { return };
+        vm.stop();
+        // Joining the VM's threads and closing its descriptors waits for the kernel, some tens of
+        // milliseconds: not on a thread that runs other futures. If there is no other thread to be
+        // had, the closure is dropped, and the VM with it, right here.
+        let reaper = thread::Builder::new().name("ember-reaper".to_owned());
+        drop(reaper.spawn(move || drop(vm)));
+    }
+}
+
+impl Watcher {
+    /// Waits for the VM to end.
+    pub(super) async fn ended(&self) -> ExitReason {
+        let mut ended = self.ended.clone();
+        let reason = ended.wait_for(Option::is_some).await;
+        match reason {
+            Ok(reason) => reason.clone().unwrap_or(ExitReason::Stopped),
+            // Gone without a word: it was dropped before it could say so.
+            Err(_) => ExitReason::Stopped,
+        }
+    }
+
+    /// Why the VM ended, if it has or does within a moment.
+    pub(super) async fn last_words(&self) -> Option<ExitReason> {
+        tokio::time::timeout(LAST_WORDS, self.ended()).await.ok()
+    }
+
+    /// The console's last lines, indented, after a line that says so; nothing if there are none.
+    pub(super) fn console_tail(&self) -> String {
+        console_tail(&self.console.tail())
+    }
+}
+
+fn console_tail(bytes: &[u8]) -> String {
+    // A guest writes what it likes, and this goes to terminals.
+    let text: String = String::from_utf8_lossy(bytes)
+        .chars()
+        .filter(|c| *c == '\n' || !c.is_control())
+        .collect();
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
+    let shown = &lines[lines.len().saturating_sub(SHOWN_LINES)..];
+    if shown.is_empty() {
+        return String::new();
+    }
+    let mut tail = String::from("\nThe guest's console ended with:");
+    for line in shown {
+        tail.push_str("\n  | ");
+        tail.push_str(line);
+    }
+    tail
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_consoles_tail_is_its_last_lines_without_what_steers_a_terminal() {
+        let mut console = String::new();
+        for number in 0..100 {
+            console.push_str(&format!("[ 0.1] line {number}\r\n\r\n"));
+        }
+        console.push_str("\x1b[2J\x07the end \u{9b}31m\n");
+        let tail = console_tail(console.as_bytes());
+        let lines: Vec<&str> = tail.lines().collect();
+        assert_eq!(lines.len(), 2 + SHOWN_LINES, "{tail}");
+        assert_eq!(lines[2], "  | [ 0.1] line 81");
+        assert_eq!(lines[lines.len() - 1], "  | [2Jthe end 31m");
+        assert_eq!(console_tail(b"\r\n \n"), "");
+    }
+}

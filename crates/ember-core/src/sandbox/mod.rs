@@ -1,0 +1,267 @@
+//! A sandbox: one guest, from its boot to its end.
+
+mod builder;
+mod machine;
+mod process;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use ember_guest::host::{self, Agent, Command, Stdin};
+use ember_guest::protocol::ErrorCode;
+
+pub use builder::SandboxBuilder;
+pub use process::Process;
+
+use crate::assets::{Image, ReadyImage};
+use crate::code::{Code, Program};
+use crate::error::{Error, ErrorKind};
+use crate::language::Language;
+use crate::output::Output;
+use machine::{Machine, Watcher};
+
+/// A running guest.
+///
+/// Everything here can be called from any task, many at once. [`close`](Self::close) ends the guest
+/// and waits until everything it held is free; dropping the sandbox ends it too and leaves the
+/// freeing to a thread, so that it can be dropped anywhere.
+///
+/// Programs ([`run`](Self::run)) run as the image's own unprivileged user. Commands
+/// ([`exec`](Self::exec)) are the guest's administrator's, root, unless they name a user.
+#[derive(Debug)]
+pub struct Sandbox {
+    agent: Agent,
+    image: ReadyImage,
+    settings: Settings,
+    guest: Arc<Guest>,
+    programs: AtomicU64,
+}
+
+/// What holds for everything that runs in a sandbox.
+#[derive(Debug)]
+struct Settings {
+    timeout: Option<Duration>,
+    output_limit: usize,
+}
+
+/// What outlives the sandbox in the hands of its processes: enough to say what became of it.
+#[derive(Debug)]
+struct Guest {
+    /// There until the sandbox is closed or dropped.
+    machine: Mutex<Option<Machine>>,
+    watcher: Watcher,
+}
+
+impl Sandbox {
+    /// Describes a sandbox with the root file system `image`.
+    pub fn builder(image: Image) -> SandboxBuilder {
+        SandboxBuilder::new(image)
+    }
+
+    fn new(machine: Machine, agent: Agent, image: ReadyImage, settings: Settings) -> Self {
+        let watcher = machine.watcher().clone();
+        Self {
+            agent,
+            image,
+            settings,
+            guest: Arc::new(Guest {
+                machine: Mutex::new(Some(machine)),
+                watcher,
+            }),
+            programs: AtomicU64::new(0),
+        }
+    }
+
+    /// The languages that [`run`](Self::run) knows.
+    pub fn languages(&self) -> &[Language] {
+        &self.image.languages
+    }
+
+    /// Runs a program and collects what it writes.
+    ///
+    /// However the program ends is an [`Output`]: its exit status, the signal that ended it, the
+    /// limit that it hit.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidRequest`] for a language that the image does not have,
+    /// [`ErrorKind::GuestDied`] if the guest did not live to say how the program ended.
+    pub async fn run(&self, code: Code) -> Result<Output, Error> {
+        let (process, input) = self.begin(code).await?;
+        process.output_of(input, self.settings.output_limit).await
+    }
+
+    /// Starts a program, to be fed and read as it runs.
+    ///
+    /// # Errors
+    /// As for [`run`](Self::run).
+    pub async fn start(&self, code: Code) -> Result<Process, Error> {
+        let (mut process, input) = self.begin(code).await?;
+        process.feed(input);
+        Ok(process)
+    }
+
+    /// Runs a command and collects what it writes. Standard input that is
+    /// [piped](Stdin::Piped) is at its end: [`spawn`](Self::spawn) can feed it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] and [`ErrorKind::NotExecutable`] for the program,
+    /// [`ErrorKind::InvalidRequest`] for anything else about the command,
+    /// [`ErrorKind::GuestDied`] if the guest did not live to say how the command ended.
+    pub async fn exec(&self, command: Command) -> Result<Output, Error> {
+        let process = self.spawn(command).await?;
+        process
+            .output_of(Vec::new(), self.settings.output_limit)
+            .await
+    }
+
+    /// Starts a command, to be fed and read as it runs.
+    ///
+    /// # Errors
+    /// As for [`exec`](Self::exec), as far as they concern its start.
+    pub async fn spawn(&self, command: Command) -> Result<Process, Error> {
+        let command = match (command.time_limit(), self.settings.timeout) {
+            (None, Some(timeout)) => command.timeout(timeout),
+            _ => command,
+        };
+        let limit = command.time_limit();
+        let process = match process::within(limit, &self.guest, self.agent.spawn(command)).await? {
+            Ok(process) => process,
+            Err(error) => return Err(self.guest.explain(error).await),
+        };
+        Ok(Process::new(process, Arc::clone(&self.guest), limit))
+    }
+
+    /// Asks the guest for an answer, and says how long it took.
+    ///
+    /// # Errors
+    /// [`ErrorKind::GuestDied`] if there is none.
+    pub async fn ping(&self) -> Result<Duration, Error> {
+        match self.agent.ping().await {
+            Ok(elapsed) => Ok(elapsed),
+            Err(error) => Err(self.guest.explain(error).await),
+        }
+    }
+
+    /// Ends the guest, now, and returns when everything it held is free. What ran in it is over;
+    /// nothing that it wrote is kept.
+    pub async fn close(self) {
+        let machine = self.guest.take();
+        if let Some(machine) = machine {
+            machine.close().await;
+        }
+    }
+
+    async fn begin(&self, code: Code) -> Result<(Process, Vec<u8>), Error> {
+        // To know a language needs no thread; to read a file does.
+        code.find_language(&self.image.languages)?;
+        let unique = self.programs.fetch_add(1, Ordering::Relaxed);
+        let image = self.image.clone();
+        let prepared = tokio::task::spawn_blocking(move || {
+            code.prepare(&image.languages, &image.account, unique)
+        });
+        let Program {
+            file,
+            command,
+            input,
+        } = match prepared.await {
+            Ok(program) => program?,
+            Err(error) => {
+                let message = "reading a program ended unexpectedly";
+                return Err(Error::because(ErrorKind::Internal, message, error));
+            }
+        };
+        if let Some((path, contents)) = file {
+            self.write(&path, contents).await?;
+        }
+        Ok((self.spawn(command).await?, input))
+    }
+
+    /// Puts a program's file into the guest. Not as root: what ran before may have left a link there
+    /// that leads elsewhere.
+    async fn write(&self, path: &str, contents: Vec<u8>) -> Result<(), Error> {
+        let command = Command::from_argv(["/bin/sh", "-c", "cat > \"$0\"", path])
+            .user(&self.image.account.user)
+            .stdin(Stdin::Piped)
+            .timeout(WRITE_TIMEOUT);
+        let process = self.spawn(command).await?;
+        let written = process.output_of(contents, 4096).await?;
+        if written.success() {
+            return Ok(());
+        }
+        let message = format!(
+            "cannot write the program to {path} in the guest: {}",
+            written.stderr.to_string_lossy().trim_end()
+        );
+        Err(Error::new(ErrorKind::Exhausted, message))
+    }
+}
+
+/// How long the guest may take to store a program.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        drop(self.guest.take());
+    }
+}
+
+impl Guest {
+    fn take(&self) -> Option<Machine> {
+        self.machine
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+
+    /// Ends the guest: it has not done what it must.
+    fn stop(&self) {
+        let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(machine) = machine.as_ref() {
+            machine.stop();
+        }
+    }
+
+    /// What an error of the guest's agent means to the caller.
+    async fn explain(&self, error: host::Error) -> Error {
+        let kind = match error.kind() {
+            host::ErrorKind::Refused(code) => match code {
+                ErrorCode::NotFound => ErrorKind::NotFound,
+                ErrorCode::NotExecutable | ErrorCode::PermissionDenied => ErrorKind::NotExecutable,
+                ErrorCode::OutOfResources | ErrorCode::TooManyRequests => ErrorKind::Exhausted,
+                ErrorCode::Internal => ErrorKind::Internal,
+                _ => ErrorKind::InvalidRequest,
+            },
+            host::ErrorKind::Version => ErrorKind::Internal,
+            _ => return self.died(error).await,
+        };
+        // The two say one thing together: what was attempted, and why not.
+        let message = match std::error::Error::source(&error) {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        };
+        Error::new(kind, message)
+    }
+
+    async fn died(&self, error: host::Error) -> Error {
+        let closed = self
+            .machine
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_none();
+        if closed {
+            let message = format!("{error}: the sandbox is closed");
+            return Error::because(ErrorKind::Closed, message, error);
+        }
+        let console = self.watcher.console_tail();
+        let message = match self.watcher.last_words().await {
+            Some(reason) => format!("{error}: the guest died ({reason}){console}"),
+            None => format!("{error}: the guest's agent is gone{console}"),
+        };
+        let source = std::error::Error::source(&error).map(ToString::to_string);
+        match source {
+            Some(source) => Error::because(ErrorKind::GuestDied, message, source),
+            None => Error::new(ErrorKind::GuestDied, message),
+        }
+    }
+}

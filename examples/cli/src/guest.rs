@@ -1,0 +1,92 @@
+//! The guest of one invocation: booted, used, and always closed, also by Ctrl-C.
+
+use std::future::Future;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use ember_core::{Assets, Code, Sandbox};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::arguments::Common;
+use crate::progress;
+
+/// Boots a guest, does `work` in it, closes it, and says the exit status. A signal that asks this
+/// process to end does so after the guest was closed.
+pub(crate) async fn with_guest<F>(
+    common: &Common,
+    work: impl FnOnce(Sandbox) -> F,
+) -> Result<ExitCode>
+where
+    F: Future<Output = (Sandbox, Result<ExitCode>)>,
+{
+    let mut signals = Signals::new().context("cannot listen for signals")?;
+    let in_guest = async {
+        let sandbox = boot(common).await?;
+        let (sandbox, outcome) = work(sandbox).await;
+        sandbox.close().await;
+        outcome
+    };
+    tokio::select! {
+        outcome = in_guest => outcome,
+        // Dropping the work drops the guest, which ends it.
+        number = signals.any() => Ok(ExitCode::from(128 + number)),
+    }
+}
+
+async fn boot(common: &Common) -> Result<Sandbox> {
+    let assets = Assets::of_user()?.with_progress(progress::to_stderr());
+    let mut builder = Sandbox::builder(common.image.clone())
+        .assets(assets)
+        .vcpus(common.vcpus)
+        .memory(common.memory);
+    if let Some(kernel) = &common.kernel {
+        builder = builder.kernel(kernel.clone());
+    }
+    if let Some(timeout) = common.timeout {
+        builder = builder.timeout(timeout);
+    }
+    if common.console {
+        builder = builder.console(|bytes| {
+            // Standard error may be gone, and the guest goes on.
+            let _ = io::stderr().write_all(bytes);
+        });
+    }
+    Ok(builder.boot().await?)
+}
+
+/// Refuses a language that the image does not have before a guest is booted for it. Prepares the
+/// image, if it has to be.
+pub(crate) async fn check_language(common: &Common, code: &Code) -> Result<()> {
+    let assets = Assets::of_user()?.with_progress(progress::to_stderr());
+    let image = common.image.clone();
+    let image = tokio::task::spawn_blocking(move || assets.image(&image)).await??;
+    code.find_language(&image.languages)?;
+    Ok(())
+}
+
+/// The signals that ask a process to end.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits for one and says its number.
+    async fn any(&mut self) -> u8 {
+        tokio::select! {
+            _ = self.interrupt.recv() => 2,
+            _ = self.terminate.recv() => 15,
+            _ = self.hang_up.recv() => 1,
+        }
+    }
+}

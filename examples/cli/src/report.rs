@@ -1,0 +1,85 @@
+//! How things ended: exit statuses, and JSON for programs.
+
+use std::process::ExitCode;
+
+use ember_core::{Captured, Error, ErrorKind, Outcome, Output, Status};
+use serde_json::{Value, json};
+
+/// Ember itself failed.
+const FAILED: u8 = 125;
+const NOT_EXECUTABLE: u8 = 126;
+const NOT_FOUND: u8 = 127;
+/// The time was up, as `timeout` reports it.
+const TIMED_OUT: u8 = 124;
+
+/// The exit status that stands for `outcome`.
+pub(crate) fn status(outcome: &Outcome) -> ExitCode {
+    ExitCode::from(number(outcome))
+}
+
+fn number(outcome: &Outcome) -> u8 {
+    if outcome.timed_out {
+        return TIMED_OUT;
+    }
+    u8::try_from(outcome.status.shell_code()).unwrap_or(u8::MAX)
+}
+
+/// `output` as JSON.
+pub(crate) fn output(output: &Output) -> Value {
+    let Output {
+        stdout,
+        stderr,
+        truncated,
+        outcome,
+    } = output;
+    let (exit_code, signal) = match outcome.status {
+        Status::Exited(code) => (Some(code), None),
+        Status::Signaled(signal) => (None, Some(signal)),
+        _ => (None, None),
+    };
+    let text = |captured: &Captured| captured.to_string_lossy().into_owned();
+    json!({
+        "exit_code": exit_code,
+        "signal": signal,
+        "timed_out": outcome.timed_out,
+        "out_of_memory": outcome.out_of_memory,
+        "stdout": text(stdout),
+        "stderr": text(stderr),
+        "truncated": truncated,
+        "wall_seconds": outcome.wall.as_secs_f64(),
+        "user_seconds": outcome.user.as_secs_f64(),
+        "system_seconds": outcome.system.as_secs_f64(),
+        "peak_rss_bytes": outcome.peak_rss,
+    })
+}
+
+/// Prints a line. Nobody has to read it: a reader that is gone is nothing to fail for.
+macro_rules! say {
+    ($($what:tt)*) => {{
+        let _ = std::io::Write::write_fmt(
+            &mut std::io::stdout(),
+            format_args!("{}\n", format_args!($($what)*)),
+        );
+    }};
+}
+pub(crate) use say;
+
+/// Says what went wrong, and which exit status stands for it.
+pub(crate) fn failure(error: &anyhow::Error, as_json: bool) -> ExitCode {
+    let kind = error.downcast_ref::<Error>().map(Error::kind);
+    if as_json {
+        let kind = kind.map_or_else(|| "Command".to_owned(), |kind| format!("{kind:?}"));
+        let message = format!("{error:#}");
+        println!(
+            "{:#}",
+            json!({ "error": { "kind": kind, "message": message } })
+        );
+    } else {
+        eprintln!("ember: {error:#}");
+    }
+    ExitCode::from(match kind {
+        Some(ErrorKind::NotFound) => NOT_FOUND,
+        Some(ErrorKind::NotExecutable) => NOT_EXECUTABLE,
+        _ => FAILED,
+    })
+}

@@ -1,0 +1,238 @@
+//! `ember` as a program among programs: streams, statuses, signals.
+#![allow(missing_docs, clippy::unwrap_used, reason = "it is a test")]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+fn ember(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ember"));
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+/// Runs `ember` with `input` to its end.
+fn with_input(arguments: &[&str], input: &[u8]) -> Output {
+    let mut child = ember(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_vec();
+    // It need not read it.
+    let feeding = std::thread::spawn(move || drop(stdin.write_all(&input)));
+    let output = child.wait_with_output().unwrap();
+    feeding.join().unwrap();
+    output
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn a_program_is_run_and_only_its_output_is_printed() {
+    let output = ember(&["run", "--lang", "python", "-c", "print(6*7)"])
+        .output()
+        .unwrap();
+    assert_eq!(text(&output.stdout), "42\n", "{output:?}");
+    assert_eq!(text(&output.stderr), "");
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn a_script_works_in_a_pipe() {
+    let directory = tempfile::tempdir().unwrap();
+    let script = directory.path().join("upper.py");
+    let program = "import sys\n\
+                   data = sys.stdin.buffer.read()\n\
+                   sys.stdout.buffer.write(data[::-1])\n\
+                   print(sys.argv[1:], file=sys.stderr)\n\
+                   sys.exit(3)\n";
+    fs::write(&script, program).unwrap();
+    let input: Vec<u8> = (0..300_000_u32).map(|n| (n % 251) as u8).collect();
+    let script = script.to_str().unwrap();
+    let output = with_input(&["run", script, "--flag", "a b"], &input);
+    let reversed: Vec<u8> = input.iter().rev().copied().collect();
+    assert!(output.stdout == reversed, "{} bytes", output.stdout.len());
+    assert_eq!(text(&output.stderr), "['--flag', 'a b']\n");
+    assert_eq!(output.status.code(), Some(3));
+}
+
+#[test]
+fn a_program_comes_from_standard_input() {
+    let output = with_input(
+        &["run", "--lang", "python", "-", "x"],
+        b"import sys; print(sys.argv)",
+    );
+    assert_eq!(text(&output.stdout), "['-c', 'x']\n", "{output:?}");
+}
+
+#[test]
+fn statuses_tell_how_it_ended() {
+    for (arguments, status) in [
+        (&["exec", "--", "sh", "-c", "exit 42"][..], 42),
+        (&["exec", "--", "sh", "-c", "kill -9 $$"], 137),
+        (&["exec", "--", "no-such-program"], 127),
+        (&["exec", "--", "/etc/passwd"], 126),
+        (&["--timeout", "1s", "exec", "--", "sleep", "100"], 124),
+        (
+            &[
+                "run",
+                "-l",
+                "python",
+                "-c",
+                "import os; os.kill(os.getpid(), 15)",
+            ],
+            143,
+        ),
+        (&["--image", "/nowhere/at-all", "exec", "--", "true"], 125),
+        (&["exec"], 2),
+    ] {
+        let output = ember(arguments).output().unwrap();
+        assert_eq!(
+            output.status.code(),
+            Some(status),
+            "{arguments:?}: {output:?}"
+        );
+    }
+}
+
+#[test]
+fn an_unknown_language_is_refused_with_the_list() {
+    let output = ember(&["run", "--lang", "cobol", "-c", "x"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(125));
+    assert!(text(&output.stderr).contains("python (.py)"), "{output:?}");
+    assert_eq!(text(&output.stdout), "");
+}
+
+#[test]
+fn json_tells_all_of_it() {
+    let program = "import sys; print('out'); print('err', file=sys.stderr); sys.exit(5)";
+    let output = ember(&["--json", "run", "-l", "python", "-c", program])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(5));
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["stdout"], "out\n");
+    assert_eq!(json["stderr"], "err\n");
+    assert_eq!(json["exit_code"], 5);
+    assert_eq!(json["timed_out"], false);
+    assert!(json["wall_seconds"].as_f64().unwrap() > 0.0);
+
+    let output = ember(&["--json", "exec", "--", "no-such-program"])
+        .output()
+        .unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["error"]["kind"], "NotFound");
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_the_program() {
+    let mut child = ember(&["exec", "--", "yes"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let mut first = [0; 4];
+    stdout.read_exact(&mut first).unwrap();
+    assert_eq!(&first, b"y\ny\n");
+    drop(stdout);
+    // `yes` is ended by its next write, as in a pipe of processes, or sees it fail.
+    assert_ne!(ends(&mut child), Some(0));
+}
+
+#[test]
+fn an_interrupt_ends_everything() {
+    let mut child = ember(&["exec", "--", "sh", "-c", "echo on; sleep 1000"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let mut first = [0; 3];
+    stdout.read_exact(&mut first).unwrap();
+    let id = child.id().to_string();
+    assert!(
+        Command::new("kill")
+            .args(["-INT", &id])
+            .status()
+            .unwrap()
+            .success()
+    );
+    assert_eq!(ends(&mut child), Some(130));
+}
+
+#[test]
+fn a_shell_has_a_terminal_of_the_size_of_ours() {
+    // `script` is a terminal for us, and passes the shell's status on.
+    let line = format!(
+        "stty rows 33 cols 111; {} shell; code=$?; stty -a | grep -o ' icanon'; exit $code",
+        env!("CARGO_BIN_EXE_ember")
+    );
+    let mut child = Command::new("script")
+        .args(["--quiet", "--return", "--command", &line, "/dev/null"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let mut seen = String::new();
+    let mut buffer = [0; 1024];
+    let mut until = |seen: &mut String, mark: &str| {
+        while !seen.contains(mark) {
+            let count = stdout.read(&mut buffer).unwrap();
+            assert!(count > 0, "{seen}");
+            seen.push_str(&text(&buffer[..count]));
+        }
+    };
+    until(&mut seen, "# ");
+    stdin
+        .write_all(b"stty size; id -un; echo $((40 + 2))-done\r")
+        .unwrap();
+    until(&mut seen, "42-done");
+    assert!(seen.contains("33 111"), "{seen}");
+    // Ctrl-C is for what runs in the shell, not for us.
+    stdin.write_all(b"sleep 1000\r").unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    stdin.write_all(b"\x03").unwrap();
+    stdin.write_all(b"echo still-$((1 + 1))\r").unwrap();
+    until(&mut seen, "still-2");
+    stdin.write_all(b"exit 9\r").unwrap();
+    // The terminal is as it was.
+    until(&mut seen, " icanon");
+    assert_eq!(ends(&mut child), Some(9), "{seen}");
+}
+
+#[test]
+fn the_doctor_finds_this_host_fit() {
+    let output = ember(&["doctor", "--json"]).output().unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let findings = json["findings"].as_array().unwrap();
+    let kvm = findings
+        .iter()
+        .find(|finding| finding["subject"] == "KVM")
+        .unwrap();
+    assert_eq!(kvm["condition"], "good", "{json:#}");
+    assert_eq!(output.status.code(), Some(0), "{json:#}");
+}
+
+/// Waits for `child`, which has to end soon.
+fn ends(child: &mut Child) -> Option<i32> {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.code();
+        }
+        if Instant::now() > deadline {
+            child.kill().unwrap();
+            panic!("it goes on");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
