@@ -20,7 +20,7 @@ pub(crate) struct EventRegistry {
 
 impl EventRegistry {
     /// A registry of its own, watched by nobody, for tests that drive a device by hand.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn unwatched(epoll: Arc<Epoll>, device: u32) -> Self {
         Self { epoll, device }
     }

@@ -9,6 +9,9 @@ mod config;
 pub mod devices;
 mod event_loop;
 mod exit;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod kernel;
 mod memory;
 pub mod probe;

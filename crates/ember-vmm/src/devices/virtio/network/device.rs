@@ -80,7 +80,13 @@ impl NetworkDevice {
         Self::over(Tap::new(config.tap)?, config.mac)
     }
 
-    pub(super) fn over(tap: Tap, mac: [u8; 6]) -> io::Result<Self> {
+    /// A card on a socket that keeps messages apart, which must not block.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn over_socket(socket: std::os::fd::OwnedFd, mac: [u8; 6]) -> io::Result<Self> {
+        Self::over(Tap::over_socket(socket), mac)
+    }
+
+    fn over(tap: Tap, mac: [u8; 6]) -> io::Result<Self> {
         Ok(Self {
             tap,
             mac,

@@ -23,7 +23,7 @@ mod ioctl {
 pub(super) struct Tap {
     file: File,
     /// Tests use a socket instead, which has frames but no offloads.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     is_socket: bool,
 }
 
@@ -38,7 +38,7 @@ impl Tap {
         set_nonblocking(&fd)?;
         let tap = Self {
             file: File::from(fd),
-            #[cfg(test)]
+            #[cfg(any(test, feature = "fuzzing"))]
             is_socket: false,
         };
         // Whoever had it before may have left some on.
@@ -46,10 +46,10 @@ impl Tap {
         Ok(tap)
     }
 
-    /// A socket that keeps messages apart in the place of a TAP interface.
-    #[cfg(test)]
+    /// A socket that keeps messages apart in the place of a TAP interface. It must not
+    /// block.
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn over_socket(fd: OwnedFd) -> Self {
-        set_nonblocking(&fd).unwrap();
         Self {
             file: File::from(fd),
             is_socket: true,
@@ -58,7 +58,7 @@ impl Tap {
 
     /// Tells the kernel what it may leave to the guest.
     pub(super) fn set_offload(&self, offload: Offload) -> io::Result<()> {
-        #[cfg(test)]
+        #[cfg(any(test, feature = "fuzzing"))]
         if self.is_socket {
             return Ok(());
         }

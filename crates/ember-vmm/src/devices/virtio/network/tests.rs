@@ -9,7 +9,6 @@ use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING
 use super::NetworkConfig;
 use super::device::{NetworkDevice, RECEIVE, TRANSMIT};
 use super::header::{HEADER_SIZE, Header, Negotiated, Offload};
-use super::tap::Tap;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::queue::EVENT_IDX;
 use crate::devices::virtio::testing::{BUFFERS, Driver, HIGH_START, LOW_END};
@@ -38,7 +37,7 @@ fn driver(features: u64) -> (Driver<NetworkDevice>, File) {
         SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
     )
     .unwrap();
-    let device = NetworkDevice::over(Tap::over_socket(ours), MAC).unwrap();
+    let device = NetworkDevice::over_socket(ours, MAC).unwrap();
     (
         Driver::with_features(device, features | VERSION_1),
         File::from(theirs),

@@ -1,0 +1,4 @@
+//! What a guest does with its balloon.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| ember_vmm::fuzzing::balloon(data));
