@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
 
+use crate::say;
+
 /// The workspace's root.
 pub(crate) fn workspace() -> PathBuf {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -49,6 +51,14 @@ pub(crate) fn lock(path: &Path) -> Result<Flock<File>> {
     let name = path.with_extension("lock");
     let locking = || format!("locking {}", name.display());
     let file = File::create(&name).with_context(locking)?;
+    let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => return Ok(lock),
+        Err((file, _)) => file,
+    };
+    say!(
+        "another process is preparing {}: waiting for it",
+        path.display()
+    );
     Flock::lock(file, FlockArg::LockExclusive)
         .map_err(|(_, error)| error)
         .with_context(locking)
