@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
@@ -21,7 +21,11 @@ use super::wire::{Decoder, Frame, MAX_PAYLOAD, STDIN_WINDOW};
 use crate::say;
 
 /// A boot takes seconds; on a machine that does ten other things, a minute.
-const BOOT_LIMIT: Duration = Duration::from_secs(300);
+const BOOT_LIMIT: Duration = Duration::from_secs(150);
+/// QEMU's software CPU has been seen to lose a timer interrupt of an idle CPU on a busy machine, one
+/// boot of a hundred: the lab's kernel then reports RCU stalls and comes no further. Nothing of the
+/// command has run yet, so such a boot is simply repeated.
+const BOOT_ATTEMPTS: u32 = 3;
 /// How long a command has to end after the first Ctrl-C or the time limit's SIGTERM.
 const GRACE: Duration = Duration::from_secs(5);
 /// Status of a command that ran into its time limit, as `timeout(1)` has it.
@@ -70,22 +74,44 @@ pub(crate) fn run(
     limit: Option<Duration>,
     output: &mut dyn Output,
 ) -> Result<Exit> {
-    let signals = Signals::block()?;
-    let (ours, theirs) = UnixStream::pair().context("making a socket pair")?;
-    let started = Instant::now();
-    let child = Running(qemu.spawn(OwnedFd::from(theirs))?);
-    let mut session = Session {
-        port: ours,
-        decoder: Decoder::default(),
-        signals,
-        stdin_open: job.stdin,
-        stdin_window: STDIN_WINDOW,
-        end: End::Running,
-        output,
-    };
-    let exit = session.run(started, job, environment, limit);
-    drop(child);
-    exit.with_context(|| autopsy(qemu))
+    for attempt in 1.. {
+        let (ours, theirs) = UnixStream::pair().context("making a socket pair")?;
+        let mut session = Session {
+            port: ours,
+            decoder: Decoder::default(),
+            signals: Signals::block()?,
+            stdin_open: job.stdin,
+            stdin_window: STDIN_WINDOW,
+            end: End::Running,
+            output,
+        };
+        let started = Instant::now();
+        // Ended with this turn of the loop, whichever way that goes.
+        let _qemu = Running(qemu.spawn(OwnedFd::from(theirs))?);
+        match session
+            .wait_for_boot(started)
+            .with_context(|| autopsy(qemu))?
+        {
+            Boot::Ready => {
+                let exit = session.run(started.elapsed(), job, environment, limit);
+                return exit.with_context(|| autopsy(qemu));
+            }
+            Boot::Signal(status) => {
+                return Ok(Exit {
+                    status,
+                    boot: started.elapsed(),
+                    command: Duration::ZERO,
+                });
+            }
+            Boot::Hangs if attempt < BOOT_ATTEMPTS => {
+                let seconds = BOOT_LIMIT.as_secs();
+                say!("the lab did not boot within {seconds} s: starting it again");
+            }
+            Boot::Hangs => break,
+        }
+    }
+    Err(anyhow!("{}", autopsy(qemu))
+        .context(format!("the lab did not boot in {BOOT_ATTEMPTS} attempts")))
 }
 
 /// What is known about a lab that ended by itself.
@@ -149,6 +175,16 @@ impl Drop for Signals {
     }
 }
 
+/// How a boot went.
+enum Boot {
+    /// Init waits for the command.
+    Ready,
+    /// A signal came instead: the status for it.
+    Signal(u8),
+    /// Neither.
+    Hangs,
+}
+
 /// Why a command is being ended.
 enum End {
     Running,
@@ -171,19 +207,11 @@ struct Session<'a> {
 impl Session<'_> {
     fn run(
         &mut self,
-        started: Instant,
+        boot: Duration,
         job: &Job,
         environment: &[(OsString, OsString)],
         limit: Option<Duration>,
     ) -> Result<Exit> {
-        if let Some(status) = self.wait_for_boot(started)? {
-            return Ok(Exit {
-                status,
-                boot: started.elapsed(),
-                command: Duration::ZERO,
-            });
-        }
-        let boot = started.elapsed();
         self.send_command(job, environment)?;
         let began = Instant::now();
         let deadline = limit.map(|limit| began + limit);
@@ -227,21 +255,20 @@ impl Session<'_> {
         })
     }
 
-    /// Waits for init; a status if a signal came instead.
-    fn wait_for_boot(&mut self, started: Instant) -> Result<Option<u8>> {
+    fn wait_for_boot(&mut self, started: Instant) -> Result<Boot> {
         // Standard input is the command's, and there is none yet.
         let stdin_open = std::mem::replace(&mut self.stdin_open, false);
         loop {
             self.wait(Some(started + BOOT_LIMIT))?;
             if let Some(Frame::Ready) = self.decoder.next()? {
                 self.stdin_open = stdin_open;
-                return Ok(None);
+                return Ok(Boot::Ready);
             }
             if let Some(signal) = self.pending_signal()? {
-                return Ok(Some(128 + signal));
+                return Ok(Boot::Signal(128 + signal));
             }
             if started.elapsed() > BOOT_LIMIT {
-                bail!("no answer from the lab within {} s", BOOT_LIMIT.as_secs());
+                return Ok(Boot::Hangs);
             }
         }
     }
