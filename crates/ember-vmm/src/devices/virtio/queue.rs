@@ -147,6 +147,14 @@ impl Active {
         self.serve_some(0..self.queues.len(), work)
     }
 
+    /// Whether the driver was interrupted for all that went back to it by queue `index`, or does
+    /// not want to be.
+    pub(crate) fn is_announced(&self, index: usize) -> bool {
+        self.queues
+            .get(index)
+            .is_none_or(|queue| queue.announced == queue.queue.next_used())
+    }
+
     fn serve_some<T>(
         &mut self,
         which: Range<usize>,
@@ -175,18 +183,21 @@ impl Active {
     }
 }
 
-/// Interrupts the driver if one of `queues` gives it a reason to. All are asked, as each keeps
-/// count of what it has announced.
+/// Interrupts the driver if one of `queues` gives it a reason to. A driver looks at all queues when
+/// it is interrupted, so that one interrupt announces what went back by any of them.
 fn notify(
     queues: &mut [DeviceQueue],
     memory: &GuestMemory,
     interrupt: &Interrupt,
 ) -> Result<(), QueueError> {
     let mut wanted = false;
-    for queue in queues.iter_mut().filter(|queue| queue.queue.ready()) {
+    for queue in queues.iter_mut().filter(|queue| !queue.holds_back) {
         wanted |= queue.wants_interrupt(memory)?;
     }
     if wanted {
+        for queue in queues.iter_mut() {
+            queue.announced = queue.queue.next_used();
+        }
         interrupt.used();
     }
     Ok(())
@@ -200,6 +211,8 @@ pub(crate) struct DeviceQueue {
     spare: Vec<Chain>,
     /// The used index when the driver was last considered for an interrupt.
     announced: u16,
+    /// What went back is no reason for an interrupt of its own.
+    holds_back: bool,
 }
 
 impl DeviceQueue {
@@ -210,7 +223,14 @@ impl DeviceQueue {
             queue,
             spare: Vec::new(),
             announced,
+            holds_back: false,
         }
+    }
+
+    /// Whether the driver is to learn of what goes back by this queue only when it is interrupted
+    /// for another one. Until it is, [`Active::is_announced`] says no.
+    pub(crate) fn hold_back(&mut self, hold_back: bool) {
+        self.holds_back = hold_back;
     }
 
     /// The number of descriptors.

@@ -13,6 +13,7 @@ use vmm_sys_util::epoll::EventSet;
 use super::mailbox::{Command, Mailbox};
 use super::packet::{HEADER_SIZE, Header};
 use super::receive::{HEADER_BYTES, Receiver};
+use super::returns::Returns;
 use super::streams::{Progress, Streams};
 use super::{ConnectError, MIN_GUEST_CID, VsockConfig, VsockHandle};
 use crate::devices::virtio::chain::Chain;
@@ -33,8 +34,9 @@ const ROUND: usize = 256;
 /// Tokens of the descriptors that are not a stream's.
 const TURNS: u32 = 0;
 const COMMANDS: u32 = 1;
-const TIMER: u32 = 2;
-const FIRST_STREAM: u32 = 3;
+const DEADLINES: u32 = 2;
+const RETURNS: u32 = 3;
+const FIRST_STREAM: u32 = 4;
 
 /// The socket device.
 #[derive(Debug)]
@@ -48,6 +50,7 @@ pub(crate) struct VsockDevice {
     active: Option<Active>,
     /// The guest has sent packets that were not taken yet.
     unread: bool,
+    returns: Returns,
     /// No packets; kept for its memory.
     chains: Vec<Chain>,
 }
@@ -75,6 +78,7 @@ impl VsockDevice {
             streams: None,
             active: None,
             unread: false,
+            returns: Returns::new()?,
             chains: Vec::new(),
         };
         Ok((device, handle))
@@ -99,6 +103,7 @@ impl VsockDevice {
             active: Some(active),
             turns,
             unread,
+            returns,
             chains,
             ..
         } = self
@@ -111,8 +116,9 @@ impl VsockDevice {
             };
             let mut turn = Turn::Done;
             if *unread {
-                turn = take_packets(transmit, memory, streams, unread)?;
+                turn = take_packets(transmit, memory, streams, unread, returns)?;
             }
+            transmit.hold_back(returns.can_wait());
             if streams.has_work() {
                 let receiver = Receiver {
                     queue: receive,
@@ -129,6 +135,7 @@ impl VsockDevice {
             }
             Ok(turn)
         });
+        returns.after_round(active.is_announced(TRANSMIT));
         match turn {
             Some(Turn::Done) => {}
             Some(Turn::More) => turns.later(TRANSMIT),
@@ -176,6 +183,7 @@ fn take_packets(
     memory: &GuestMemory,
     streams: &mut Streams,
     unread: &mut bool,
+    returns: &mut Returns,
 ) -> Result<Turn, QueueError> {
     queue.decline_doorbells(memory)?;
     for _ in 0..ROUND {
@@ -197,6 +205,7 @@ fn take_packets(
             return Err(QueueError::Request("a packet shorter than its header says"));
         }
         streams.packet(memory, &header, &chain.readable)?;
+        returns.add(&chain);
         queue.push(memory, chain, 0)?;
     }
     Ok(Turn::More)
@@ -244,7 +253,8 @@ impl VirtioDevice for VsockDevice {
         let streams = Streams::new(self.config.clone(), events.clone(), FIRST_STREAM)?;
         self.turns.attach(&events, TURNS)?;
         events.add(self.mailbox.wake.as_fd(), COMMANDS, EventSet::IN)?;
-        events.add(streams.timer(), TIMER, EventSet::IN)?;
+        events.add(streams.timer(), DEADLINES, EventSet::IN)?;
+        events.add(self.returns.timer(), RETURNS, EventSet::IN)?;
         self.streams = Some(streams);
         self.events = Some(events);
         Ok(())
@@ -285,7 +295,8 @@ impl VirtioDevice for VsockDevice {
                 }
             }
             COMMANDS => self.carry_out_commands(),
-            TIMER => {
+            RETURNS => self.returns.overdue(),
+            DEADLINES => {
                 if let Some(streams) = &mut self.streams {
                     streams.expire(Instant::now());
                 }
@@ -318,6 +329,7 @@ impl Drop for VsockDevice {
         // Handles keep the mailbox, so that its descriptor would go on being watched.
         if let Some(events) = &self.events {
             let _ = events.remove(self.mailbox.wake.as_fd());
+            let _ = events.remove(self.returns.timer());
             if let Some(streams) = &self.streams {
                 let _ = events.remove(streams.timer());
             }

@@ -12,6 +12,7 @@ mod device;
 mod mailbox;
 mod packet;
 mod receive;
+mod returns;
 mod stream;
 mod streams;
 #[cfg(test)]

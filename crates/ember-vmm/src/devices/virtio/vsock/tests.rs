@@ -574,6 +574,62 @@ fn one_interrupt_for_a_batch() {
     assert_eq!(read_all(&mut host).0.len(), 300);
 }
 
+/// A stream on which nothing is under way.
+fn quiet_stream(guest: &mut Guest) -> (Socket, UnixStream) {
+    let (socket, host) = stream(guest);
+    while guest.run_device_thread(50) {
+        guest.settle();
+    }
+    assert_eq!(guest.tx.room(), 256);
+    (socket, host)
+}
+
+#[test]
+fn word_of_packets_taken_comes_with_the_next_packet() {
+    let mut guest = Guest::new();
+    let (mut socket, mut host) = quiet_stream(&mut guest);
+    let before = guest.interrupts;
+    socket.send(&mut guest, b"ping");
+    assert!(!guest.handle_interrupt());
+    assert_eq!(guest.tx.room(), 254);
+    host.write_all(b"pong").unwrap();
+    guest.settle();
+    assert_eq!(guest.inbox.len(), 1);
+    assert_eq!(guest.tx.room(), 256);
+    assert_eq!(guest.interrupts - before, 1);
+}
+
+#[test]
+fn word_of_packets_taken_comes_soon_in_any_case() {
+    let mut guest = Guest::new();
+    let (mut socket, _host) = quiet_stream(&mut guest);
+    for _ in 0..2 {
+        socket.send(&mut guest, b"ping");
+        assert!(!guest.handle_interrupt());
+        assert!(guest.run_device_thread(5000));
+        assert!(guest.handle_interrupt());
+        assert_eq!(guest.tx.room(), 256);
+        assert!(!guest.run_device_thread(50));
+    }
+}
+
+#[test]
+fn word_of_much_that_was_taken_comes_at_once() {
+    let mut guest = Guest::new();
+    let (mut socket, mut host) = quiet_stream(&mut guest);
+    socket.send(&mut guest, &vec![1; 64 * 1024]);
+    assert!(guest.handle_interrupt());
+    assert_eq!(guest.tx.room(), 256);
+    assert_eq!(read_all(&mut host).0.len(), 64 * 1024);
+    for _ in 0..31 {
+        socket.send(&mut guest, b"two descriptors");
+        assert!(!guest.handle_interrupt());
+    }
+    socket.send(&mut guest, b"two more");
+    assert!(guest.handle_interrupt());
+    assert_eq!(guest.tx.room(), 256);
+}
+
 #[test]
 fn a_flood_is_served_in_rounds() {
     let mut guest = Guest::new();

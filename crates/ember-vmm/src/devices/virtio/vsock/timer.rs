@@ -30,6 +30,11 @@ impl Timer {
         self.descriptor.as_fd()
     }
 
+    /// Whether it will fire.
+    pub(super) fn is_set(&self) -> bool {
+        self.set_for.is_some()
+    }
+
     /// Fires at `deadline`, or earlier if it was set to.
     pub(super) fn at_latest(&mut self, deadline: Instant, now: Instant) {
         if self.set_for.is_none_or(|set_for| deadline < set_for) {

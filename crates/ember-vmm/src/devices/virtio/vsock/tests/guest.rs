@@ -335,7 +335,10 @@ impl Guest {
             }
         };
         while self.tx.room() < lengths.len() {
-            assert!(self.step(), "the device stopped taking packets");
+            // The device may take its time to say that it has taken packets.
+            let ran = self.run_device_thread(1000);
+            let told = self.handle_interrupt();
+            assert!(ran || told, "the device stopped taking packets");
         }
         let start = TX_BUFFERS + u64::from(*self.tx.free.last().unwrap()) * TX_STRIDE;
         self.memory
@@ -382,7 +385,8 @@ impl Guest {
         count > 0
     }
 
-    fn handle_interrupt(&mut self) -> bool {
+    /// Runs the guest's interrupt handler; `false` if it was not interrupted.
+    pub(super) fn handle_interrupt(&mut self) -> bool {
         if self.line.read().is_err() {
             return false;
         }
