@@ -1,0 +1,99 @@
+//! Booting a sandbox and running a program in it.
+
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use ember_core::{ByteSize, Command, Image, Kernel, Sandbox, SandboxBuilder};
+use tokio::runtime::Runtime;
+
+use crate::figure::Figure;
+
+/// What all figures here hold for.
+pub(crate) const CONDITIONS: &str = "tuned kernel, 1 vCPU, 128 MiB, python pack";
+
+/// The sandbox that is measured.
+pub(crate) fn builder() -> SandboxBuilder {
+    Sandbox::builder(Image::pack("python"))
+        .vcpus(1)
+        .memory(ByteSize::mib(128))
+        .kernel(Kernel::tuned())
+}
+
+/// Milliseconds since `start`.
+pub(crate) fn ms_since(start: Instant) -> f64 {
+    start.elapsed().as_secs_f64() * 1e3
+}
+
+const BOOTS: usize = 5;
+const RUNS: usize = 40;
+const WARM_UP: usize = 5;
+
+/// `boot.agent`: from the call of `boot` until the agent has answered, everything included that is
+/// not in the cache on disk.
+pub(crate) fn boot(runtime: &Runtime) -> Result<Vec<Figure>> {
+    let samples = runtime.block_on(async {
+        // The first one pays for reading files that every later one finds in the page cache.
+        builder().boot().await?.close().await;
+        let mut samples = Vec::new();
+        for _ in 0..BOOTS {
+            let start = Instant::now();
+            let sandbox = builder().boot().await?;
+            samples.push(ms_since(start));
+            sandbox.close().await;
+        }
+        anyhow::Ok(samples)
+    })?;
+    Ok(vec![Figure::of(
+        "boot.agent",
+        "reply",
+        "ms",
+        Some(150.0),
+        CONDITIONS,
+        &samples,
+    )])
+}
+
+/// `exec.true`: `/bin/true`, from the request until its exit status is there, and how much of that
+/// the guest took from starting the program to knowing its end.
+pub(crate) fn exec(runtime: &Runtime) -> Result<Vec<Figure>> {
+    let mut total = Vec::new();
+    let mut guest = Vec::new();
+    let mut rest = Vec::new();
+    runtime.block_on(async {
+        let sandbox = builder().boot().await?;
+        for run in 0..WARM_UP + RUNS {
+            let start = Instant::now();
+            let output = sandbox.exec(Command::new("/bin/true")).await?;
+            let all = ms_since(start);
+            ensure!(output.success(), "/bin/true failed");
+            if run >= WARM_UP {
+                let inside = output.outcome.wall.as_secs_f64() * 1e3;
+                total.push(all);
+                guest.push(inside);
+                rest.push(all - inside);
+            }
+        }
+        sandbox.close().await;
+        anyhow::Ok(())
+    })?;
+    let figure = |name, goal, what: &str, samples: &[f64]| {
+        Figure::of(
+            name,
+            "result",
+            "ms",
+            goal,
+            format!("{CONDITIONS}; {what}"),
+            samples,
+        )
+    };
+    Ok(vec![
+        figure("exec.true", Some(3.0), "request to exit status", &total),
+        figure(
+            "exec.true.guest",
+            None,
+            "of that: fork, exec and wait in the guest",
+            &guest,
+        ),
+        figure("exec.true.channel", None, "of that: everything else", &rest),
+    ])
+}
