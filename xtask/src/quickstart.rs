@@ -35,9 +35,8 @@ pub(crate) fn run() -> Result<u8> {
         if verdict.is_real() {
             return programs(&ember);
         }
-        let executable = std::env::current_exe().context("finding this executable")?;
         let command = [
-            executable.into(),
+            lab::SELF.into(),
             "quickstart-programs".into(),
             ember.clone().into(),
         ];

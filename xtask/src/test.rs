@@ -245,9 +245,8 @@ fn run_in_lab(suites: &[Suite]) -> Result<Report> {
     let scratch = dirs::Scratch::below(&lab::results_directory()?.join("suites"))?;
     let (list, results) = (scratch.path().join("list"), scratch.path().join("results"));
     suites::write_list(&suites, &list)?;
-    let executable = std::env::current_exe().context("finding this executable")?;
     let command = [
-        executable.into_os_string(),
+        lab::SELF.into(),
         "run-suites".into(),
         list.into(),
         results.clone().into(),

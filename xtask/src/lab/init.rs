@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{self, SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -262,6 +263,7 @@ impl<'a> Supervisor<'a> {
                         let _ = signal::killpg(self.group, signal);
                     }
                 }
+                Frame::Beat => visit_every_cpu(),
                 other => bail!("unexpected {other:?} while the command runs"),
             }
         }
@@ -345,6 +347,22 @@ fn drain(
         }
     }
     Ok(())
+}
+
+/// Has every CPU interrupted once. QEMU's software CPU can lose the interrupt of a timer: it changes
+/// the flags of pending interrupts without its lock when it enters and leaves a guest. An idle CPU
+/// whose timer was lost sleeps until something else interrupts it, and this is something else.
+fn visit_every_cpu() {
+    let own = Pid::from_raw(0);
+    let Ok(all) = sched_getaffinity(own) else {
+        return;
+    };
+    for cpu in (0..CpuSet::count()).filter(|cpu| all.is_set(*cpu).unwrap_or(false)) {
+        let mut one = CpuSet::new();
+        // Only fails for a CPU that is not there.
+        let _ = one.set(cpu).and_then(|()| sched_setaffinity(own, &one));
+    }
+    let _ = sched_setaffinity(own, &all);
 }
 
 fn set_nonblocking(fd: BorrowedFd<'_>) -> Result<()> {

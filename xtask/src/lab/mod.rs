@@ -25,6 +25,9 @@ pub(crate) const OUT_VARIABLE: &str = "EMBER_LAB_OUT";
 /// In seconds.
 const DEFAULT_TIMEOUT: u64 = 1800;
 
+/// Where this very executable is in the lab.
+pub(crate) const SELF: &str = "/run/lab-init";
+
 /// How the lab's machine is made.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Machine {

@@ -29,17 +29,13 @@ pub(crate) struct Qemu<'a> {
 /// The cached initramfs followed by one with this run's parameters and this executable, which is
 /// init there: the kernel unpacks both.
 pub(crate) fn initramfs(cached: &Path, run: &Path, out: &Path, tmp: bool) -> Result<PathBuf> {
-    let init = std::env::current_exe().context("finding this executable")?;
     let text = |path: &Path| quote(&String::from_utf8_lossy(path.as_os_str().as_bytes()));
     let tmp = if tmp { "yes" } else { "" };
-    let parameters = format!(
-        "LAB_INIT={}\nLAB_OUT={}\nLAB_TMP={tmp}\n",
-        text(&init),
-        text(out)
-    );
+    let parameters = format!("LAB_OUT={}\nLAB_TMP={tmp}\n", text(out));
     let mut archive = Archive::default();
     archive.file("lab/parameters", 0o644, parameters.as_bytes());
-    let init = fs::read(&init).with_context(|| format!("reading {}", init.display()))?;
+    // Also right when cargo has just replaced the file this was started from.
+    let init = fs::read("/proc/self/exe").context("reading this executable")?;
     archive.file("lab/init", 0o755, &init);
 
     let path = run.join("initramfs");

@@ -28,6 +28,8 @@ const BOOT_LIMIT: Duration = Duration::from_secs(150);
 const BOOT_ATTEMPTS: u32 = 3;
 /// How long a command has to end after the first Ctrl-C or the time limit's SIGTERM.
 const GRACE: Duration = Duration::from_secs(5);
+/// How often every CPU of an ordinary lab is woken; see `visit_every_cpu` in `init.rs`.
+const BEAT: Duration = Duration::from_secs(2);
 /// Status of a command that ran into its time limit, as `timeout(1)` has it.
 pub(crate) const TIMED_OUT: u8 = 124;
 
@@ -83,6 +85,7 @@ pub(crate) fn run(
             stdin_open: job.stdin,
             stdin_window: STDIN_WINDOW,
             end: End::Running,
+            next_beat: (!qemu.machine.icount).then(|| Instant::now() + BEAT),
             output,
         };
         let started = Instant::now();
@@ -201,6 +204,8 @@ struct Session<'a> {
     stdin_open: bool,
     stdin_window: usize,
     end: End,
+    /// Never by the deterministic clock, which it would disturb and which needs none.
+    next_beat: Option<Instant>,
     output: &'a mut dyn Output,
 }
 
@@ -225,7 +230,9 @@ impl Session<'_> {
                 End::Running => deadline,
                 End::Interrupted(_, at) | End::TimedOut(at) => Some(at),
             };
-            self.wait(deadline)?;
+            let wake = [deadline, self.next_beat].into_iter().flatten().min();
+            self.wait(wake)?;
+            self.beat()?;
             if let Some(status) = self.receive()? {
                 break match self.end {
                     End::TimedOut(_) => TIMED_OUT,
@@ -358,6 +365,14 @@ impl Session<'_> {
             .context("writing the command's output")?;
         }
         Ok(None)
+    }
+
+    fn beat(&mut self) -> Result<()> {
+        if self.next_beat.is_some_and(|at| Instant::now() >= at) {
+            self.next_beat = Some(Instant::now() + BEAT);
+            Frame::Beat.send(&self.port)?;
+        }
+        Ok(())
     }
 
     /// Passes a signal on the first time, and gives up at the second.

@@ -27,6 +27,8 @@ pub(crate) enum Frame {
     Stdin(Vec<u8>),
     /// Host: send this signal to the command's process group.
     Signal(u8),
+    /// Host: visit every CPU.
+    Beat,
     /// Guest: init runs and waits for the command.
     Ready,
     /// Guest: so many bytes of standard input have been taken over.
@@ -49,6 +51,7 @@ impl Frame {
             Self::Start => (b'G', &[]),
             Self::Stdin(bytes) => (b'I', bytes),
             Self::Signal(number) => (b'S', &[*number]),
+            Self::Beat => (b'B', &[]),
             Self::Ready => (b'R', &[]),
             Self::StdinTaken(count) => (b'T', &count.to_le_bytes()),
             Self::Stdout(bytes) => (b'O', bytes),
@@ -79,6 +82,7 @@ impl Frame {
             b'G' => Self::Start,
             b'I' => Self::Stdin(payload),
             b'S' => Self::Signal(byte(&payload)?),
+            b'B' => Self::Beat,
             b'R' => Self::Ready,
             b'T' => match <[u8; 4]>::try_from(payload.as_slice()) {
                 Ok(count) => Self::StdinTaken(u32::from_le_bytes(count)),

@@ -8,6 +8,7 @@ fn samples() -> Vec<Frame> {
         Frame::Start,
         Frame::Stdin(vec![0; MAX_PAYLOAD]),
         Frame::Signal(15),
+        Frame::Beat,
         Frame::Ready,
         Frame::StdinTaken(0x0102_0304),
         Frame::Stdout(b"out".to_vec()),
