@@ -12,9 +12,9 @@ use tokio::sync::watch;
 
 use crate::error::{Error, ErrorKind};
 
-/// How long a guest whose agent has hung up is given to end, so that the reason can be told. A
-/// kernel that restarts tries some ways of it for a while before one works.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How long a guest whose agent has hung up is given to end, so that the reason can be told. It has
+/// little left to do, but on a busy host that takes its time: its devices were shut down first.
+const LAST_WORDS: Duration = Duration::from_secs(20);
 /// How many of the console's last lines a message shows.
 const SHOWN_LINES: usize = 20;
 
