@@ -79,16 +79,22 @@ pub(super) fn run() -> i32 {
 /// One line on the console, whatever standard error is.
 fn say(what: &str) {
     let line = format!("ember-agent: {what}\n");
-    let console = File::options().write(true).open("/dev/console");
-    match console.or_else(|_| File::options().write(true).open("/dev/kmsg")) {
-        Ok(mut file) => {
-            let _ = file.write_all(line.as_bytes());
-            // The machine may be gone before the console has said it.
-            let _ = nix::sys::termios::tcdrain(&file);
-        }
-        Err(_) => {
-            let _ = io::stderr().write_all(line.as_bytes());
-        }
+    let console = || {
+        let mut console = File::options().write(true).open("/dev/console")?;
+        console.write_all(line.as_bytes())?;
+        // The machine may be gone before the console has said it.
+        nix::sys::termios::tcdrain(&console)?;
+        io::Result::Ok(())
+    };
+    // A kernel can have a console for itself that programs cannot use (a serial line whose
+    // interrupt it does not know): then it says this in our place, as an error (3), since `quiet`
+    // keeps back what is less.
+    let kernel = || {
+        let mut log = File::options().write(true).open("/dev/kmsg")?;
+        log.write_all(format!("<3>{line}").as_bytes())
+    };
+    if console().or_else(|_| kernel()).is_err() {
+        let _ = io::stderr().write_all(line.as_bytes());
     }
 }
 
