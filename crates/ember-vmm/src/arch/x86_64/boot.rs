@@ -10,7 +10,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use super::BootRegisters;
 use super::layout::{
-    self, COMMAND_LINE, COMMAND_LINE_MAX, GDT, PAGE_SIZE, PVH_START_INFO, ZERO_PAGE,
+    self, COMMAND_LINE, COMMAND_LINE_MAX, GDT, PAGE_SIZE, PVH_START_INFO, RESET_PORT, RESET_VALUE,
+    RESET_VECTOR, ZERO_PAGE,
 };
 use crate::kernel::{Entry, LoadedKernel};
 use crate::memory::GuestMemory;
@@ -67,6 +68,7 @@ pub(crate) fn write_boot_structures(
     rsdp: GuestAddress,
 ) -> Result<BootRegisters, BootError> {
     write_command_line(memory, kernel, command_line)?;
+    memory.write_slice(&reset_code(), RESET_VECTOR)?;
     let initramfs = match initramfs {
         Some(bytes) if !bytes.is_empty() => Some(write_initramfs(memory, kernel, bytes)?),
         _ => None,
@@ -147,6 +149,27 @@ fn write_initramfs(
         start: GuestAddress(start),
         len,
     })
+}
+
+/// What is at the reset vector: real-mode code that writes the reset register.
+///
+/// Linux takes a platform with hardware-reduced ACPI for one with EFI when it restarts
+/// (`reboot_init`), finds that there is none, and then jumps to the reset vector in real mode rather
+/// than use the register that ACPI tells it of. Without this it would run into the empty memory
+/// there and never end.
+fn reset_code() -> [u8; 9] {
+    let [port_low, port_high] = RESET_PORT.to_le_bytes();
+    [
+        0xBA,
+        port_low,
+        port_high, // mov dx, port
+        0xB0,
+        RESET_VALUE, // mov al, value
+        0xEE,        // out dx, al
+        0xF4,        // hlt
+        0xEB,
+        0xFD, // jmp to the hlt
+    ]
 }
 
 /// What the code segment is.

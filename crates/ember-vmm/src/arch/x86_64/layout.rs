@@ -62,7 +62,10 @@ pub(crate) const GENERATION_ID: GuestAddress = GuestAddress(0xD_F000);
 pub(crate) const ACPI_TABLES: GuestAddress = GuestAddress(0xE_0000);
 /// Room for the ACPI tables; the tests hold the largest ones against it.
 #[cfg(test)]
-pub(crate) const ACPI_TABLES_SIZE: u64 = HIGH_RAM_START - 0xE_0000;
+pub(crate) const ACPI_TABLES_SIZE: u64 = RESET_VECTOR.0 - ACPI_TABLES.0;
+/// Where a PC's firmware begins in real mode (F000:FFF0). The 16 bytes up to 1 MiB are all that
+/// there is of it.
+pub(crate) const RESET_VECTOR: GuestAddress = GuestAddress(0xF_FFF0);
 /// RAM goes on here, behind the legacy area. Kernels live above it.
 pub(crate) const HIGH_RAM_START: u64 = 0x10_0000;
 

@@ -221,6 +221,15 @@ fn the_descriptor_table_is_that_of_the_mode() {
 }
 
 #[test]
+fn a_jump_to_the_firmware_resets() {
+    let memory = memory(64 * MIB);
+    write_boot_structures(&memory, &pvh(), None, "", RSDP).unwrap();
+    // mov dx, 0x602; mov al, 1; out dx, al; hlt; jmp -3
+    let code = [0xBA, 0x02, 0x06, 0xB0, 0x01, 0xEE, 0xF4, 0xEB, 0xFD];
+    assert_eq!(bytes_at(&memory, 0xF_FFF0, 9), code);
+}
+
+#[test]
 fn an_initramfs_never_overlaps_the_kernel() {
     let memory = memory(64 * MIB);
     let room = (64 * MIB - KERNEL_END.0) as usize;

@@ -92,6 +92,7 @@ fn boot_structures_do_not_touch_each_other() {
         (COMMAND_LINE.0, COMMAND_LINE_MAX as u64),
         (GENERATION_ID.0, PAGE_SIZE),
         (ACPI_TABLES.0, ACPI_TABLES_SIZE),
+        (RESET_VECTOR.0, HIGH_RAM_START - RESET_VECTOR.0),
     ];
     for pair in areas.windows(2) {
         assert!(pair[0].0 + pair[0].1 <= pair[1].0, "{pair:x?}");
