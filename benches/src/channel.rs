@@ -19,7 +19,7 @@ const BYTES: usize = 32 << 20;
 /// `channel.ping`: a request to the agent and its answer.
 pub(crate) fn ping(runtime: &Runtime) -> Result<Vec<Figure>> {
     let samples = runtime.block_on(async {
-        let sandbox = builder().boot().await?;
+        let sandbox = builder()?.boot().await?;
         let mut samples = Vec::new();
         for ping in 0..WARM_UP + PINGS {
             let start = Instant::now();
@@ -46,7 +46,7 @@ pub(crate) fn throughput(runtime: &Runtime) -> Result<Vec<Figure>> {
     let mut to_host = Vec::new();
     let mut to_guest = Vec::new();
     runtime.block_on(async {
-        let sandbox = builder().boot().await?;
+        let sandbox = builder()?.boot().await?;
         for _ in 0..TRANSFERS {
             let command = Command::new("head").args(["-c", &BYTES.to_string(), "/dev/zero"]);
             let start = Instant::now();

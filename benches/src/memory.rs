@@ -55,7 +55,7 @@ pub(crate) fn be_monitored() -> Result<()> {
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let sandbox = builder().boot().await?;
+        let sandbox = builder()?.boot().await?;
         let output = sandbox.exec(ember_core::Command::new("/bin/true")).await?;
         anyhow::ensure!(output.success(), "/bin/true failed");
         println!("ready");
