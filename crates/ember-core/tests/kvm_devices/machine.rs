@@ -77,7 +77,8 @@ impl Machine {
         let accept = Box::new(move |stream| drop(sender.send(stream)));
         vm.vsock().unwrap().listen(AGENT_PORT, accept).unwrap();
         vm.start().unwrap();
-        let stream = calls.recv_timeout(PATIENCE).unwrap_or_else(|_| {
+        // A guest of 32 processors takes long in a lab of two busy ones.
+        let stream = calls.recv_timeout(3 * PATIENCE).unwrap_or_else(|_| {
             let console = vm.console().tail();
             panic!(
                 "no agent; exit {:?}; console:\n{}",
