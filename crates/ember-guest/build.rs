@@ -85,9 +85,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         );
     let status = cargo
         .status()
-        .map_err(|error| format!("cannot run {cargo:?}: {error}"))?;
+        .map_err(|error| format!("cannot run cargo: {error}"))?;
     if !status.success() {
-        return Err(format!("building the agent failed ({status}): {cargo:?}").into());
+        return Err(format!("building the agent failed ({status}) for the reason above").into());
     }
     let built = directory.join(&target).join("release/ember-agent");
     fs::copy(&built, out.join("ember-agent"))

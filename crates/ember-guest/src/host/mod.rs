@@ -13,6 +13,8 @@ mod driver;
 mod error;
 mod link;
 mod process;
+#[cfg(test)]
+mod tests;
 
 use std::future::poll_fn;
 use std::io;

@@ -251,32 +251,35 @@ async fn resource_limits_hold() {
 async fn limits_of_a_whole_tree_hold_or_are_refused() {
     for test in TestAgent::every_kind() {
         let agent = test.connect().await;
-        let limits = Limits {
+        let memory = Limits {
             memory: Some(32 << 20),
-            processes: Some(8),
             ..Limits::default()
         };
-        let hungry = sh("exec tail -c 200000000 /dev/zero > /dev/null").limits(limits);
-        match agent.spawn(hungry).await {
+        // The shell holds what the pipeline writes.
+        let hungry = sh("x=$(head -c 100000000 /dev/zero | tr '\\0' x); echo alive");
+        match agent.spawn(hungry.limits(memory)).await {
             Err(error) => {
-                assert_eq!(
-                    error.code(),
-                    Some(ErrorCode::Unsupported),
-                    "{}",
-                    test.name()
-                );
-                eprintln!(
-                    "memory and process limits are not available {}",
-                    test.name()
-                );
+                assert_eq!(error.code(), Some(ErrorCode::Unsupported), "{error:?}");
+                eprintln!("no limits for memory and processes {}", test.name());
             }
             Ok(mut process) => {
                 let outcome = process.wait().await.unwrap();
+                assert!(outcome.out_of_memory, "{outcome:?}");
                 assert_eq!(outcome.status, Status::Signaled(9));
-                assert!(outcome.out_of_memory);
-                let bomb = sh("for i in 1 2 3 4 5 6 7 8 9; do sleep 5 & done; wait").limits(limits);
-                let result = output(&agent, bomb).await;
+                assert!(!outcome.timed_out);
+                let modest = output(&agent, sh("echo alive").limits(memory)).await;
+                assert!(modest.outcome.success() && !modest.outcome.out_of_memory);
+
+                let processes = Limits {
+                    processes: Some(8),
+                    ..Limits::default()
+                };
+                let bomb = "for i in 1 2 3 4 5 6 7 8 9; do sleep 0.1 & done; wait; echo all";
+                let result = output(&agent, sh(bomb).limits(processes)).await;
                 assert!(!result.outcome.success(), "{result:?}");
+                let few = "for i in 1 2 3 4 5 6; do sleep 0.1 & done; wait; echo all";
+                let result = output(&agent, sh(few).limits(processes)).await;
+                assert_eq!(result.stdout, b"all\n");
             }
         }
     }

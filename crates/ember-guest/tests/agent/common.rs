@@ -231,3 +231,12 @@ pub(crate) async fn text(agent: &Agent, command: ember_guest::host::Command) -> 
     );
     String::from_utf8(output.stdout).unwrap()
 }
+
+/// A time in which this machine, as busy as it is, can start some dozens of processes.
+pub(crate) async fn a_while(agent: &Agent) -> Duration {
+    let start = Instant::now();
+    for _ in 0..3 {
+        text(agent, sh("sleep 0; sleep 0")).await;
+    }
+    Duration::from_millis(200) + start.elapsed() * 10
+}

@@ -7,7 +7,7 @@ use ember_guest::protocol::{FEATURE_CGROUP, Status};
 use tokio::time::timeout;
 
 use crate::common::{
-    PATIENCE, TestAgent, eventually, output, processes_with, sh, spawn, text, unique_sleep,
+    PATIENCE, TestAgent, a_while, eventually, output, processes_with, sh, spawn, text, unique_sleep,
 };
 
 /// Sleeps in all the ways in which a child can get away: in the background, in a session of its
@@ -60,8 +60,9 @@ async fn a_timeout_ends_the_whole_tree() {
         let agent = test.connect().await;
         let mark = unique_sleep();
         let script = format!("{} sleep {mark}", escape_artists(&mark));
+        let time = a_while(&agent).await;
         let start = Instant::now();
-        let process = spawn(&agent, sh(script).timeout(Duration::from_secs(2))).await;
+        let process = spawn(&agent, sh(script).timeout(time)).await;
         eventually("all run", || sleeping(&mark) == ARTISTS + 1).await;
         let outcome = timeout(PATIENCE, process.output(0))
             .await
@@ -71,7 +72,7 @@ async fn a_timeout_ends_the_whole_tree() {
         assert!(outcome.timed_out, "{outcome:?}");
         assert_eq!(outcome.status, Status::Signaled(9));
         assert!(!outcome.success());
-        assert!(start.elapsed() >= Duration::from_secs(2));
+        assert!(start.elapsed() >= time);
         eventually("all are gone", || processes_with(&mark).is_empty()).await;
         eventually("no child is left", || test.children().is_empty()).await;
     }
@@ -84,7 +85,7 @@ async fn a_child_that_holds_the_output_is_ended_by_the_timeout() {
         let agent = test.connect().await;
         let mark = unique_sleep();
         let command = sh(format!("sleep {mark} & echo out; exit 4"));
-        let result = output(&agent, command.timeout(Duration::from_millis(300))).await;
+        let result = output(&agent, command.timeout(a_while(&agent).await)).await;
         assert_eq!(result.stdout, b"out\n");
         assert_eq!(
             result.outcome.status,
@@ -103,16 +104,14 @@ async fn a_daemon_is_ended_by_the_timeout_of_its_command() {
         let agent = test.connect().await;
         let mark = unique_sleep();
         let script = format!("(setsid sleep {mark} </dev/null >/dev/null 2>&1 &) ; echo started");
+        let time = a_while(&agent).await * 2;
         let start = Instant::now();
-        let result = output(&agent, sh(script).timeout(Duration::from_secs(2))).await;
+        let result = output(&agent, sh(script).timeout(time)).await;
         assert!(result.outcome.success(), "{:?}", result.outcome);
-        assert!(start.elapsed() < Duration::from_secs(2), "not waited for");
+        assert!(start.elapsed() < time, "not waited for");
         eventually("the daemon runs", || sleeping(&mark) == 1).await;
         eventually("the daemon is gone", || processes_with(&mark).is_empty()).await;
-        assert!(
-            start.elapsed() >= Duration::from_secs(2),
-            "not before its time"
-        );
+        assert!(start.elapsed() >= time, "not before its time");
         eventually("no child is left", || test.children().is_empty()).await;
     }
 }
@@ -212,9 +211,10 @@ async fn a_connection_that_drops_ends_its_commands() {
 async fn a_slow_reader_has_not_timed_out() {
     for test in TestAgent::every_kind() {
         let agent = test.connect().await;
-        let command = sh("head -c 290000 /dev/zero").timeout(Duration::from_millis(700));
+        let time = a_while(&agent).await;
+        let command = sh("head -c 290000 /dev/zero").timeout(time);
         let process = spawn(&agent, command).await;
-        tokio::time::sleep(Duration::from_millis(1000)).await;
+        tokio::time::sleep(time + Duration::from_millis(300)).await;
         let output = timeout(PATIENCE, process.output(usize::MAX))
             .await
             .unwrap()
@@ -235,11 +235,7 @@ async fn a_slow_reader_has_not_timed_out() {
 async fn a_timeout_is_told_while_nobody_reads() {
     for test in TestAgent::every_kind() {
         let agent = test.connect().await;
-        let mut process = spawn(
-            &agent,
-            Command::new("yes").timeout(Duration::from_millis(300)),
-        )
-        .await;
+        let mut process = spawn(&agent, Command::new("yes").timeout(a_while(&agent).await)).await;
         let mut stdout = process.take_stdout().unwrap();
         let outcome = timeout(PATIENCE, process.wait()).await.unwrap().unwrap();
         assert!(outcome.timed_out);

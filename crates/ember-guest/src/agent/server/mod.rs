@@ -18,7 +18,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use super::spawn::Spawner;
-use super::sys::{self, Reaped};
+use super::sys;
 use super::tree::{Tree, Trees};
 use crate::protocol::Stream;
 
@@ -220,10 +220,6 @@ impl Agent {
             }
         }
         while sys::reap().is_some() {}
-    }
-
-    fn reap(&self) -> Option<Reaped> {
-        sys::reap()
     }
 }
 

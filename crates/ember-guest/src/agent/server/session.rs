@@ -19,6 +19,10 @@ use crate::protocol::{
     Message, Spawn, Stream, WINDOW,
 };
 
+/// How long nothing has to happen before what can wait is done.
+const QUIET: Duration = Duration::from_millis(5);
+/// More than this many ended commands are not kept for a quiet moment.
+const MAX_ENDED: usize = 16;
 /// How long a last word may take to be written.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -44,7 +48,7 @@ pub(super) struct Session<'a> {
     leaders: BTreeMap<i32, u32>,
     /// Outputs that may have something to read, each at most once, in turn.
     ready: VecDeque<(u32, Stream)>,
-    /// What is left of commands that are over, to be looked at when nobody waits.
+    /// What is left of commands that are over, to be looked at in a quiet moment.
     ended: Vec<(Tree, Option<Instant>)>,
 }
 
@@ -117,11 +121,20 @@ impl<'a> Session<'a> {
         let timeout = if busy {
             Some(Duration::ZERO)
         } else {
-            self.tidy();
-            self.next_deadline()
-                .map(|next| next.saturating_duration_since(Instant::now()))
+            if self.commands.is_empty() {
+                // Not while a command runs, which may be waiting for this very processor.
+                self.agent.trees.prepare();
+            }
+            let quiet = (!self.ended.is_empty()).then_some(QUIET);
+            let next = self
+                .next_deadline()
+                .map(|next| next.saturating_duration_since(Instant::now()));
+            next.into_iter().chain(quiet).min()
         };
         let count = self.agent.wait(events, timeout)?;
+        if count == 0 && !busy || self.ended.len() > MAX_ENDED {
+            self.tidy();
+        }
         let mut signals = false;
         for event in &events[..count] {
             signals |= self.notice(*event);
@@ -295,8 +308,10 @@ impl<'a> Session<'a> {
 
     /// Takes leave of every process that has ended. As PID 1 that includes all orphans.
     fn reap(&mut self) {
-        while let Some(reaped) = self.agent.reap() {
+        let mut orphans = false;
+        while let Some(reaped) = sys::reap() {
             let Some(request) = self.leaders.remove(&reaped.pid) else {
+                orphans = true;
                 continue;
             };
             let Some(command) = self.commands.get_mut(&request) else {
@@ -308,7 +323,10 @@ impl<'a> Session<'a> {
             }
             self.settle(request);
         }
-        self.agent.tend_lingering(Instant::now());
+        if orphans {
+            // One of them may have been the last of something.
+            self.agent.tend_lingering(Instant::now());
+        }
     }
 
     /// Looks at the outputs of a command that is over for the last time.
@@ -317,34 +335,26 @@ impl<'a> Session<'a> {
         self.look_at(request, Stream::Stderr);
     }
 
-    fn deadlines(&self) -> impl Iterator<Item = Instant> {
-        let commands = self
-            .commands
-            .values()
-            .filter_map(|command| command.deadline);
-        commands.chain(
-            self.agent
-                .lingering
-                .iter()
-                .filter_map(|(_, deadline)| *deadline),
-        )
-    }
-
     fn next_deadline(&self) -> Option<Instant> {
-        self.deadlines().min()
+        let commands = self.commands.values().map(|command| command.deadline);
+        let left = self.ended.iter().chain(&self.agent.lingering);
+        commands
+            .chain(left.map(|(_, deadline)| *deadline))
+            .flatten()
+            .min()
     }
 
     /// Ends what has lived as long as it may.
     fn expire(&mut self) {
-        if self.next_deadline().is_none() {
+        let now = Instant::now();
+        if self.next_deadline().is_none_or(|deadline| deadline > now) {
             return;
         }
-        let now = Instant::now();
-        let expired = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
+        let expired = |command: &Command| command.deadline.is_some_and(|deadline| deadline <= now);
         let requests: Vec<u32> = self
             .commands
             .iter()
-            .filter(|(_, command)| expired(command.deadline))
+            .filter(|(_, command)| expired(command))
             .map(|(&request, _)| request)
             .collect();
         for request in requests {
@@ -354,17 +364,11 @@ impl<'a> Session<'a> {
             self.drain(request);
             self.settle(request);
         }
-        if self
-            .agent
-            .lingering
-            .iter()
-            .any(|(_, deadline)| expired(*deadline))
-        {
-            self.agent.tend_lingering(now);
-        }
+        self.tidy();
+        self.agent.tend_lingering(now);
     }
 
-    /// What has to be done at some time, done while nobody waits.
+    /// Does what has to be done at some time.
     fn tidy(&mut self) {
         for (mut tree, deadline) in self.ended.drain(..) {
             if !tree.clear() {
