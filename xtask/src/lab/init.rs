@@ -349,9 +349,9 @@ fn drain(
     Ok(())
 }
 
-/// Has every CPU interrupted once. QEMU's software CPU can lose the interrupt of a timer: it changes
-/// the flags of pending interrupts without its lock when it enters and leaves a guest. An idle CPU
-/// whose timer was lost sleeps until something else interrupts it, and this is something else.
+/// Has every CPU interrupted once. In a boot that hung, an idle CPU's timer had stayed silent; why is
+/// not known, though a lost interrupt of QEMU's software CPU is suspected. Such a CPU sleeps until
+/// something else interrupts it, and this is something else. It is not shown to have helped yet.
 fn visit_every_cpu() {
     let own = Pid::from_raw(0);
     let Ok(all) = sched_getaffinity(own) else {

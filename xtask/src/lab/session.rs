@@ -22,9 +22,8 @@ use crate::say;
 
 /// A boot takes seconds; on a machine that does ten other things, a minute.
 const BOOT_LIMIT: Duration = Duration::from_secs(150);
-/// QEMU's software CPU has been seen to lose a timer interrupt of an idle CPU on a busy machine, one
-/// boot of a hundred: the lab's kernel then reports RCU stalls and comes no further. Nothing of the
-/// command has run yet, so such a boot is simply repeated.
+/// Once in a hundred or so boots on a busy machine the lab's kernel has reported RCU stalls and come
+/// no further; why is not known. Nothing of the command has run yet, so such a boot is repeated.
 const BOOT_ATTEMPTS: u32 = 3;
 /// How long a command has to end after the first Ctrl-C or the time limit's SIGTERM.
 const GRACE: Duration = Duration::from_secs(5);

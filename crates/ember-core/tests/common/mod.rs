@@ -1,6 +1,8 @@
 //! What the tests of sandboxes have in common.
 #![allow(dead_code, reason = "not every test binary uses all of it")]
 
+pub(crate) mod cycles;
+
 use std::sync::{LazyLock, OnceLock};
 
 use ember_core::{ByteSize, Image, Kernel, Sandbox, SandboxBuilder};
