@@ -3,11 +3,16 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+use nix::libc;
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryError, MmapRegion,
+    VolatileMemory,
+};
 
+use crate::arch::layout::PAGE_SIZE;
 use crate::memory::GuestMemory;
 
 /// Bytes that can be read at any place.
@@ -75,6 +80,9 @@ impl Content {
             }
             Self::File { file, .. } => {
                 let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
+                if is_steady(&file) && copy_mapped(&file, offset, count, memory, address) {
+                    return Ok(());
+                }
                 file.seek(SeekFrom::Start(offset))
                     .map_err(CopyError::Seek)?;
                 memory.read_exact_volatile_from(address, &mut *file, count)?;
@@ -82,6 +90,50 @@ impl Content {
         }
         Ok(())
     }
+}
+
+/// Whether a file may be mapped for a moment. Whoever shortens a mapped file kills this process with
+/// SIGBUS, as they could by shortening any library it runs; so it has to be the user's own or root's,
+/// and nobody else may write to it.
+fn is_steady(file: &File) -> bool {
+    file.metadata().is_ok_and(|metadata| {
+        let own = [0, nix::unistd::geteuid().as_raw()].contains(&metadata.uid());
+        own && metadata.is_file() && metadata.mode() & 0o022 == 0
+    })
+}
+
+/// Copies from the page cache through a mapping, which takes a fraction of the instructions that
+/// `read(2)` takes page by page. Says whether it could; if not, nothing has been written.
+fn copy_mapped(
+    file: &File,
+    offset: u64,
+    count: usize,
+    memory: &GuestMemory,
+    address: GuestAddress,
+) -> bool {
+    let within = file.metadata().is_ok_and(|metadata| {
+        offset
+            .checked_add(count as u64)
+            .is_some_and(|end| end <= metadata.len())
+    });
+    let before = offset % PAGE_SIZE;
+    let (Ok(skipped), Ok(target)) = (usize::try_from(before), memory.get_slice(address, count))
+    else {
+        return false;
+    };
+    let (true, Some(length), Ok(file)) = (within, count.checked_add(skipped), file.try_clone())
+    else {
+        return false;
+    };
+    let start = Some(FileOffset::new(file, offset - before));
+    MmapRegion::<()>::build(start, length, libc::PROT_READ, libc::MAP_PRIVATE)
+        .ok()
+        .and_then(|mapping| {
+            let source = mapping.get_slice(skipped, count).ok()?;
+            source.copy_to_volatile_slice(target);
+            Some(())
+        })
+        .is_some()
 }
 
 /// Why bytes did not get into guest memory.
