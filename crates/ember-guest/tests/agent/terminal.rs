@@ -110,8 +110,14 @@ async fn a_shell_with_jobs_works() {
     read_until(&mut screen, "> ").await;
     // Job control needs the controlling terminal: the job is a group of its own.
     keys.write_all(b"sleep 1000\n").await.unwrap();
+    // It has the terminal before it becomes the program.
+    let is_sleep = |pid| {
+        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "sleep\n")
+    };
     crate::common::eventually("the job runs", || {
-        !crate::common::children(process.pid()).is_empty()
+        crate::common::children(process.pid())
+            .into_iter()
+            .any(is_sleep)
     })
     .await;
     keys.write_all(b"\x03").await.unwrap();
