@@ -10,7 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{Shutdown, shutdown};
 use nix::unistd::{read, write};
 
-use crate::protocol::{Decoder, HEADER_LEN, Header, Message, Stream};
+use crate::protocol::{Decoder, Header, Message, Stream};
 
 /// With more than this waiting to be written, no output of commands is read.
 pub(super) const HIGH: usize = 256 * 1024;
@@ -108,28 +108,22 @@ impl Connection {
         let _ = message.encode(request, &mut self.outgoing);
     }
 
-    /// Reads up to `limit` bytes of a command's output right into a frame.
+    /// Reads a command's output once, into a frame of what there is and fits `scratch`.
     pub(super) fn send_from(
         &mut self,
         source: BorrowedFd<'_>,
         request: u32,
         stream: Stream,
-        limit: usize,
+        scratch: &mut [u8],
     ) -> Result<usize, Errno> {
-        let start = self.outgoing.len();
-        let payload = start + HEADER_LEN;
-        self.outgoing.resize(payload + limit, 0);
-        let result = read(source, &mut self.outgoing[payload..]);
-        match result {
-            Ok(count @ 1..) => {
-                self.outgoing.truncate(payload + count);
-                // At most `limit`, which is at most `MAX_DATA`.
-                let header = Header::data(request, stream, count as u32, false);
-                self.outgoing[start..payload].copy_from_slice(&header.encode());
-            }
-            _ => self.outgoing.truncate(start),
+        let count = read(source, scratch)?;
+        if count > 0 {
+            // At most `MAX_DATA`, which is what `scratch` holds.
+            let header = Header::data(request, stream, count as u32, false);
+            self.outgoing.extend_from_slice(&header.encode());
+            self.outgoing.extend_from_slice(&scratch[..count]);
         }
-        result
+        Ok(count)
     }
 
     /// Writes what the stream takes.

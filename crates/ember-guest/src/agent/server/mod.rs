@@ -20,7 +20,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use super::spawn::Spawner;
 use super::sys;
 use super::tree::{Tree, Trees};
-use crate::protocol::Stream;
+use crate::protocol::{MAX_DATA, Stream};
 
 use session::Session;
 
@@ -45,10 +45,13 @@ pub(crate) enum End {
 pub(crate) struct Agent {
     epoll: Epoll,
     signals: SignalFd,
+    /// A signal has asked for the agent's end.
+    told_to_end: bool,
     trees: Trees,
     spawner: Spawner,
     /// What commands have left behind and their deadlines, if they had any.
     lingering: Vec<(Tree, Option<Instant>)>,
+    /// For what is read, from wherever: as much as a frame of data holds.
     scratch: Box<[u8]>,
 }
 
@@ -100,10 +103,11 @@ impl Agent {
         let agent = Self {
             epoll,
             signals,
+            told_to_end: false,
             trees,
             spawner: Spawner::new()?,
             lingering: Vec::new(),
-            scratch: vec![0; 64 * 1024].into(),
+            scratch: vec![0; MAX_DATA].into(),
         };
         agent.watch(&agent.signals, EpollFlags::EPOLLIN, Token::Signals)?;
         Ok(agent)
@@ -133,11 +137,12 @@ impl Agent {
     ) -> io::Result<End> {
         let mut pause = Duration::ZERO;
         loop {
+            if self.told_to_end {
+                return Ok(End::PowerOff);
+            }
             let Some(stream) = connect()? else {
                 pause = (pause * 2).clamp(Duration::from_millis(1), MAX_PAUSE);
-                if self.idle(pause)? == Some(End::PowerOff) {
-                    return Ok(End::PowerOff);
-                }
+                self.idle(pause)?;
                 continue;
             };
             pause = Duration::ZERO;
@@ -153,15 +158,12 @@ impl Agent {
     }
 
     /// Waits without a connection.
-    fn idle(&mut self, time: Duration) -> io::Result<Option<End>> {
+    fn idle(&mut self, time: Duration) -> io::Result<()> {
         let mut events = [EpollEvent::empty(); EVENTS];
         self.wait(&mut events, Some(time))?;
-        let mut end = None;
-        if self.read_signals() {
-            end = Some(End::PowerOff);
-        }
+        self.read_signals();
         while sys::reap().is_some() {}
-        Ok(end)
+        Ok(())
     }
 
     /// Waits for events, at most for `time`.
@@ -182,14 +184,12 @@ impl Agent {
         }
     }
 
-    /// Takes the signals that have come. Says whether one asks for the agent's end.
-    fn read_signals(&self) -> bool {
-        let mut end = false;
+    /// Takes note of the signals that have come.
+    fn read_signals(&mut self) {
         // At most one of each kind is there: they are not queued (signal(7)).
         while let Ok(Some(info)) = self.signals.read_signal() {
-            end |= info.ssi_signo != Signal::SIGCHLD as u32;
+            self.told_to_end |= info.ssi_signo != Signal::SIGCHLD as u32;
         }
-        end
     }
 
     /// Forgets what commands left behind as far as it has ended, and ends what has lived as long

@@ -79,8 +79,10 @@ impl<'a> Session<'a> {
 
         let mut events = [EpollEvent::empty(); EVENTS];
         let last = loop {
-            if let ControlFlow::Break(last) = self.turn(&mut events)? {
-                break last;
+            match self.turn(&mut events) {
+                Ok(ControlFlow::Continue(())) => {}
+                Ok(ControlFlow::Break(last)) => break Ok(last),
+                Err(error) => break Err(error),
             }
         };
         self.ended.extend(
@@ -89,7 +91,7 @@ impl<'a> Session<'a> {
                 .map(|command| (command.tree, command.deadline)),
         );
         self.agent.lingering.append(&mut self.ended);
-        match last {
+        match last? {
             Last::Gone => Ok(None),
             Last::Refuse(failure) => {
                 self.connection.send(0, &Message::Error(failure));
@@ -140,7 +142,8 @@ impl<'a> Session<'a> {
             signals |= self.notice(*event);
         }
         if signals {
-            if self.agent.read_signals() {
+            self.agent.read_signals();
+            if self.agent.told_to_end {
                 return Ok(ControlFlow::Break(Last::PowerOff));
             }
             self.reap();
@@ -203,10 +206,12 @@ impl<'a> Session<'a> {
                 continue;
             }
             let limit = MAX_DATA.min(output.window as usize);
-            match self
-                .connection
-                .send_from(output.fd(), request, stream, limit)
-            {
+            match self.connection.send_from(
+                output.fd(),
+                request,
+                stream,
+                &mut self.agent.scratch[..limit],
+            ) {
                 Ok(0) => self.end_output(request, stream),
                 Ok(count) => {
                     output.window -= count as u32;
