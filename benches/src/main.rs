@@ -4,6 +4,7 @@
 //! The figures in the documentation come from `cargo xtask bench`, which runs this under an
 //! instruction clock (one nanosecond for each instruction executed), so that they can be repeated
 //! anywhere.
+#![forbid(unsafe_code)]
 
 mod channel;
 mod figure;

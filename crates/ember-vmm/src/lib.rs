@@ -3,6 +3,7 @@
 //! A [`Vm`] owns everything its guest needs: memory, virtual CPUs, interrupt chip and devices. It
 //! can be started, paused, resumed and stopped from any thread, and dropping it frees everything.
 //! Nothing here is process-wide except the kick signal, whose number the embedder can choose.
+#![deny(unsafe_code)]
 
 mod arch;
 mod config;

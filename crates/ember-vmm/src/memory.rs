@@ -1,4 +1,5 @@
 //! Guest memory: its mapping in this process and its registration with KVM.
+#![allow(unsafe_code, reason = "giving guest memory to KVM")]
 
 use std::io;
 

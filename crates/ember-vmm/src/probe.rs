@@ -6,6 +6,7 @@
 //! kernel boots there. A short loop at privilege level 0 in 64-bit mode tells the two apart.
 //!
 //! This module depends on nothing else in the crate.
+#![allow(unsafe_code, reason = "giving the probe its memory")]
 
 use std::fmt;
 use std::io;

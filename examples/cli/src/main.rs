@@ -1,4 +1,5 @@
 //! `ember`: run programs in microVMs, from the command line.
+#![forbid(unsafe_code)]
 
 mod arguments;
 mod doctor;

@@ -4,6 +4,7 @@
 //! (kernel `Documentation/virt/kvm/api.rst`, section 5). A signal alone can arrive just before the
 //! ioctl and be lost, so the kicker sets the flag first and then sends the signal: whichever comes
 //! in time ends the run.
+#![allow(unsafe_code, reason = "signals and the byte that KVM reads")]
 
 use std::io;
 use std::sync::atomic::{AtomicU8, Ordering};
