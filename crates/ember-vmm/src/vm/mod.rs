@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::arch::layout;
 use crate::config::VmConfig;
 use crate::devices::bus::Bus;
 use crate::devices::generation_id::GenerationId;
@@ -145,8 +146,7 @@ impl Vm {
 
     /// The size of the guest's memory in bytes.
     pub fn memory_bytes(&self) -> u64 {
-        use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
-        self.vm.memory().iter().map(GuestMemoryRegion::len).sum()
+        layout::memory_bytes(self.vm.memory())
     }
 
     /// A copy of `len` bytes of guest memory from the guest-physical address `address` on. Only of
