@@ -1,13 +1,21 @@
 //! Guest memory: its mapping in this process and its registration with KVM.
 #![allow(unsafe_code, reason = "giving guest memory to KVM")]
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use nix::libc;
+use vm_memory::{
+    Address, Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap,
+    GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress, MmapRegion,
+};
 
 use crate::arch;
+use crate::vm::MemoryRange;
 
 /// All of a guest's memory. A clone is another handle on the same mappings.
 pub(crate) type GuestMemory = GuestMemoryMmap<()>;
@@ -19,6 +27,97 @@ pub(crate) fn map_anonymous(bytes: u64) -> io::Result<GuestMemory> {
         .map(|(start, len)| Ok((start, usize::try_from(len).map_err(io::Error::other)?)))
         .collect::<io::Result<Vec<(GuestAddress, usize)>>>()?;
     GuestMemory::from_ranges(&ranges).map_err(io::Error::other)
+}
+
+/// Maps `bytes` of guest memory that begin as what is in `file`, in the order of their addresses
+/// and without the hole below 4 GiB. Private: what the guest writes stays its own, and `file` is
+/// never changed.
+pub(crate) fn map_private(file: &Arc<File>, bytes: u64) -> io::Result<GuestMemory> {
+    let mut offset = 0;
+    let mut regions = Vec::new();
+    for (start, len) in arch::layout::memory_ranges(bytes) {
+        let size = usize::try_from(len).map_err(io::Error::other)?;
+        let mapping = MmapRegion::build(
+            Some(FileOffset::from_arc(Arc::clone(file), offset)),
+            size,
+            libc::PROT_READ | libc::PROT_WRITE,
+            // Not reserved: most of it will never be copied.
+            libc::MAP_PRIVATE | libc::MAP_NORESERVE,
+        )
+        .map_err(io::Error::other)?;
+        let region = GuestRegionMmap::new(mapping, start)
+            .ok_or_else(|| io::Error::other("guest memory beyond the address space"))?;
+        regions.push(region);
+        offset += len;
+    }
+    GuestMemory::from_regions(regions).map_err(io::Error::other)
+}
+
+/// Where `memory` is in this process.
+pub(crate) fn ranges(memory: &GuestMemory) -> Vec<MemoryRange> {
+    let mut offset = 0;
+    let mut ranges = Vec::new();
+    for region in memory.iter() {
+        let len = region.get_mmap().size();
+        ranges.push(MemoryRange {
+            offset,
+            host_address: region.get_mmap().as_ptr().addr(),
+            len,
+        });
+        offset += len as u64;
+    }
+    ranges
+}
+
+/// How much is copied out at once.
+const VISIT_BYTES: usize = 256 * 1024;
+const PAGE_BYTES: usize = 4096;
+
+/// Hands every page to `sink` that is this mapping's own: not the file's, and not untouched.
+pub(crate) fn visit_changed(
+    memory: &GuestMemory,
+    sink: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    let pagemap = File::open("/proc/self/pagemap")?;
+    let mut bytes = vec![0; VISIT_BYTES];
+    let mut entries = vec![0; VISIT_BYTES / PAGE_BYTES * 8];
+    for (region, range) in memory.iter().zip(ranges(memory)) {
+        let mut done = 0;
+        while done < range.len {
+            let pages = ((range.len - done) / PAGE_BYTES).min(VISIT_BYTES / PAGE_BYTES);
+            let entries = &mut entries[..pages * 8];
+            let first = (range.host_address + done) / PAGE_BYTES;
+            pagemap.read_exact_at(entries, first as u64 * 8)?;
+            let changed: Vec<bool> = entries.as_chunks().0.iter().map(is_own).collect();
+            let mut page = 0;
+            while page < pages {
+                let run = changed[page..].iter().take_while(|own| **own).count();
+                if run == 0 {
+                    page += 1;
+                    continue;
+                }
+                let start = done + page * PAGE_BYTES;
+                let bytes = &mut bytes[..run * PAGE_BYTES];
+                region
+                    .read_slice(bytes, MemoryRegionAddress(start as u64))
+                    .map_err(io::Error::other)?;
+                sink(range.offset + start as u64, bytes)?;
+                page += run;
+            }
+            done += pages * PAGE_BYTES;
+        }
+    }
+    Ok(())
+}
+
+/// Whether an entry of the page map is of a page that belongs to a private mapping itself (kernel
+/// `Documentation/admin-guide/mm/pagemap.rst`): present or swapped out, and not a page of a file.
+fn is_own(entry: &[u8; 8]) -> bool {
+    const PRESENT: u64 = 1 << 63;
+    const SWAPPED: u64 = 1 << 62;
+    const OF_FILE: u64 = 1 << 61;
+    let entry = u64::from_ne_bytes(*entry);
+    entry & (PRESENT | SWAPPED) != 0 && entry & OF_FILE == 0
 }
 
 /// A VM's descriptor together with the guest memory that KVM was given.

@@ -38,8 +38,10 @@ pub struct TransportState {
     pub status: u32,
     /// The interrupt status register.
     pub interrupt_status: u32,
-    /// Whether the device works on its queues.
+    /// Whether the driver made the device work on its queues.
     pub active: bool,
+    /// Whether the device stopped doing so because the driver broke the rules.
+    pub broken: bool,
     /// Which half of the device's features is shown.
     pub device_features_select: u32,
     /// Which half of the driver's features is written.
@@ -67,6 +69,8 @@ pub struct QueueState {
     pub next_available: u16,
     /// The next entry of the used ring that the device fills.
     pub next_used: u16,
+    /// The entry of the used ring up to which the driver was interrupted, if it wanted to be.
+    pub announced: u16,
 }
 
 /// What is particular to a kind of device.
@@ -91,6 +95,8 @@ pub struct BlockState {
     pub sectors: u64,
     /// Whether it can only be read.
     pub read_only: bool,
+    /// Its serial number.
+    pub serial: String,
 }
 
 /// A network card as the guest knows it.
@@ -107,6 +113,10 @@ pub struct BalloonState {
     pub target_pages: u32,
     /// How many it holds, as the guest says.
     pub actual_pages: u32,
+    /// Whether the guest was offered to report free memory by itself.
+    pub free_page_reporting: bool,
+    /// Whether the guest was offered to take pages back when it runs out of memory.
+    pub deflate_on_oom: bool,
 }
 
 /// The guest channel.

@@ -21,12 +21,18 @@ pub struct GenerationId {
 impl GenerationId {
     /// Puts the first id into guest memory, without an interrupt: nobody runs yet.
     pub(crate) fn new(memory: GuestMemory, first: [u8; 16]) -> io::Result<Self> {
-        let device = Self {
-            memory,
-            line: Arc::new(EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?),
-        };
+        let device = Self::restore(memory)?;
         device.store(first)?;
         Ok(device)
+    }
+
+    /// The device of a guest that has an id already. It is in the guest's memory, and all there is
+    /// to save.
+    pub(crate) fn restore(memory: GuestMemory) -> io::Result<Self> {
+        Ok(Self {
+            memory,
+            line: Arc::new(EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?),
+        })
     }
 
     /// The eventfd that raises the device's interrupt line.

@@ -129,6 +129,12 @@ impl VcpuControl {
         }
     }
 
+    /// Whether the VM is to hold still and does.
+    pub(crate) fn is_paused(&self) -> bool {
+        let state = self.state();
+        state.mode == Mode::Paused && state.parked == self.targets.len()
+    }
+
     /// Waits until no vCPU is in the guest.
     pub(crate) fn wait_parked(&self) {
         let mut state = self.state();

@@ -4,7 +4,7 @@ mod control;
 pub(crate) mod kick;
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use ember_snapshot::vcpu::VcpuRegisters;
@@ -18,23 +18,34 @@ use crate::thread;
 
 pub(crate) use control::{Mode, VcpuControl};
 
+/// A vCPU, which its thread holds while it may be in the guest. Whoever finds the VM paused can
+/// have it: to look at its state, or to set it.
+#[derive(Debug, Clone)]
+pub(crate) struct Vcpu(Arc<Mutex<VcpuFd>>);
+
+impl Vcpu {
+    pub(crate) fn new(fd: VcpuFd) -> Self {
+        Self(Arc::new(Mutex::new(fd)))
+    }
+
+    /// The vCPU, when it is not in the guest.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, VcpuFd> {
+        // A thread that panicked has ended the VM; what is left is a descriptor.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Starts the thread of vCPU `index`. It waits, parked, until the VM runs.
 pub(crate) fn spawn(
     index: usize,
-    vcpu: VcpuFd,
+    vcpu: Vcpu,
     bus: Arc<Bus>,
     control: Arc<VcpuControl>,
 ) -> io::Result<JoinHandle<()>> {
     let after = Arc::clone(&control);
     let body = move || {
         kick::block_all_but(control.kick_signal());
-        Runner {
-            index,
-            vcpu,
-            bus: &bus,
-            control: &control,
-        }
-        .run();
+        run(index, &vcpu, &bus, &control);
     };
     thread::spawn(format!("ember-vcpu{index}"), body, move |what| {
         after.finish(ExitReason::MonitorFailed { what });
@@ -43,9 +54,28 @@ pub(crate) fn spawn(
     })
 }
 
+/// Runs a vCPU until the VM stops.
+fn run(index: usize, vcpu: &Vcpu, bus: &Bus, control: &VcpuControl) {
+    let Some(target) = control.target(index) else {
+        return;
+    };
+    // Dropped at the end of this function, and so before the vCPU, as it must be.
+    let registration = target.register(&mut vcpu.lock());
+    control.arrive();
+    while control.park() {
+        let mut runner = Runner {
+            index,
+            vcpu: vcpu.lock(),
+            bus,
+            control,
+        };
+        runner.run_guest(&registration);
+    }
+}
+
 struct Runner<'a> {
     index: usize,
-    vcpu: VcpuFd,
+    vcpu: MutexGuard<'a, VcpuFd>,
     bus: &'a Bus,
     control: &'a VcpuControl,
 }
@@ -59,20 +89,6 @@ enum Next {
 }
 
 impl Runner<'_> {
-    /// Runs the vCPU until the VM stops.
-    fn run(&mut self) {
-        let control = self.control;
-        let Some(target) = control.target(self.index) else {
-            return;
-        };
-        // Dropped at the end of this function, and so before the vCPU, as it must be.
-        let registration = target.register(&mut self.vcpu);
-        control.arrive();
-        while control.park() {
-            self.run_guest(&registration);
-        }
-    }
-
     /// Runs the guest until the VM is to pause or stop.
     fn run_guest(&mut self, registration: &kick::Registration<'_>) {
         // The flag is cleared before the mode is read: a kick that comes in between sets the flag

@@ -1,6 +1,10 @@
 //! A virtual machine as a value.
 
 mod build;
+mod devices;
+mod error;
+mod restore;
+mod save;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,9 +21,13 @@ use crate::devices::virtio::vsock::VsockHandle;
 use crate::event_loop::EventLoop;
 use crate::exit::ExitReason;
 use crate::memory::VmWithMemory;
-use crate::vcpu::{Mode, VcpuControl};
+use crate::vcpu::{Mode, Vcpu, VcpuControl};
 
-pub use build::BuildError;
+pub use error::BuildError;
+use error::host;
+use restore::SavedTime;
+pub use restore::{Checkpoint, RestoreConfig, RestoreError};
+pub use save::{MemoryRange, SaveError};
 
 /// A virtual machine.
 ///
@@ -30,13 +38,15 @@ pub struct Vm {
     control: Arc<VcpuControl>,
     event_loop: EventLoop,
     vcpu_threads: Mutex<Vec<JoinHandle<()>>>,
+    vcpus: Vec<Vcpu>,
     bus: Arc<Bus>,
     vsock: Option<VsockHandle>,
     balloon: Option<BalloonHandle>,
     generation_id: Option<GenerationId>,
     /// Held while a change between running and paused is on its way, so that none sees another's
-    /// half. Stopping does not take it.
-    transition: Mutex<()>,
+    /// half. Stopping does not take it. It guards the time of a restored VM that has not started:
+    /// it stands still until then.
+    transition: Mutex<Option<SavedTime>>,
     vm: VmWithMemory,
 }
 
@@ -66,12 +76,29 @@ impl Vm {
         build::build(config)
     }
 
+    /// Builds a VM that goes on from where the one was that `checkpoint` was made of, when it is
+    /// [started](Self::start). Any number can be made of one checkpoint.
+    ///
+    /// # Errors
+    /// If `config` does not give it what it had, or the host refuses a part of it; nothing is left
+    /// behind.
+    pub fn restore(checkpoint: &Checkpoint, config: RestoreConfig) -> Result<Self, BuildError> {
+        restore::restore(checkpoint, config)
+    }
+
     /// Lets the vCPUs run.
     ///
     /// # Errors
     /// If the VM has ended.
     pub fn start(&self) -> Result<(), Ended> {
-        let _transition = self.transition();
+        let mut saved_time = self.transition();
+        if let Some(time) = saved_time.take()
+            && let Err(error) = time.set(&self.vm, &self.vcpus)
+        {
+            // It cannot be set half: such a guest must not run.
+            let what = format!("the guest's time cannot be set: {error}");
+            self.control.finish(ExitReason::MonitorFailed { what });
+        }
         self.event_loop.resume();
         self.set_mode(Mode::Running)
     }
@@ -168,7 +195,7 @@ impl Vm {
         Ok(bytes)
     }
 
-    fn transition(&self) -> MutexGuard<'_, ()> {
+    fn transition(&self) -> MutexGuard<'_, Option<SavedTime>> {
         self.transition
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

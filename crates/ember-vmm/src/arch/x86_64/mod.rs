@@ -5,6 +5,7 @@ mod boot;
 mod cpuid;
 pub(crate) mod layout;
 mod registers;
+pub(crate) mod state;
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};

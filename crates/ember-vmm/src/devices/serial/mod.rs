@@ -5,6 +5,8 @@ mod console;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ember_snapshot::state::SerialState;
+use serde_bytes::ByteBuf;
 use vm_superio::Trigger;
 use vm_superio::serial::{NoEvents, Serial};
 use vmm_sys_util::epoll::EventSet;
@@ -53,6 +55,59 @@ impl SerialDevice {
             line,
             console,
         })
+    }
+
+    /// A UART as it was saved, with another far end.
+    pub(crate) fn restore(config: ConsoleConfig, saved: &SerialState) -> io::Result<Self> {
+        let line = Arc::new(EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?);
+        let (console, writer) = Console::new(config)?;
+        let state = vm_superio::serial::SerialState {
+            baud_divisor_low: saved.baud_divisor_low,
+            baud_divisor_high: saved.baud_divisor_high,
+            interrupt_enable: saved.interrupt_enable,
+            interrupt_identification: saved.interrupt_identification,
+            line_control: saved.line_control,
+            line_status: saved.line_status,
+            modem_control: saved.modem_control,
+            modem_status: saved.modem_status,
+            scratch: saved.scratch,
+            in_buffer: saved.in_buffer.to_vec(),
+        };
+        let uart = Serial::from_state(&state, InterruptLine(Arc::clone(&line)), NoEvents, writer)
+            .map_err(|error| {
+            io::Error::new(io::ErrorKind::InvalidData, format!("{error:?}"))
+        })?;
+        Ok(Self {
+            uart: Mutex::new(uart),
+            line,
+            console,
+        })
+    }
+
+    /// The registers, to be saved. Input that waits on the far end is not the guest's yet.
+    pub(crate) fn save(&self) -> SerialState {
+        let state = self.uart().state();
+        SerialState {
+            baud_divisor_low: state.baud_divisor_low,
+            baud_divisor_high: state.baud_divisor_high,
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            in_buffer: ByteBuf::from(state.in_buffer),
+        }
+    }
+
+    /// Raises the interrupt line if the guest has not seen all that it is to see: an interrupt that
+    /// was on its way when the device was saved is not part of what was saved.
+    pub(crate) fn raise_unseen(&self) {
+        // Bit 0 of the interrupt identification register is zero while an interrupt is pending.
+        if self.uart().state().interrupt_identification & 1 == 0 {
+            let _ = self.line.write(1);
+        }
     }
 
     /// The eventfd that raises the UART's interrupt line.

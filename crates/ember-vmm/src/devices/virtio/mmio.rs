@@ -8,6 +8,7 @@ use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use ember_snapshot::state::{TransportState, VirtioState};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_bindings::virtio_mmio as reg;
@@ -15,7 +16,8 @@ use virtio_queue::QueueT;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::{Activation, Interrupt, Queue, VirtioDevice};
+use super::queue;
+use super::{Activation, Interrupt, Queue, RestoreError, VirtioDevice};
 use crate::event_loop::{EventHandler, EventRegistry};
 use crate::memory::GuestMemory;
 
@@ -110,6 +112,94 @@ impl MmioTransport {
             events.add_eventfd(doorbell, token)?;
         }
         self.state().device.attach(events.clone())
+    }
+
+    /// Everything about the device, to be saved. The device thread stands still.
+    pub(crate) fn save(&self) -> VirtioState {
+        let state = self.state();
+        let queues = match state.device.active() {
+            Some(active) => active.save(),
+            None => state
+                .queues
+                .iter()
+                .map(|queue| queue::save_queue(queue, queue.next_used()))
+                .collect(),
+        };
+        VirtioState {
+            transport: TransportState {
+                status: state.status,
+                interrupt_status: self.interrupt_status.load(Ordering::SeqCst),
+                active: state.active,
+                broken: state.active && state.device.active().is_none(),
+                device_features_select: state.device_features_select,
+                driver_features_select: state.driver_features_select,
+                driver_features: state.driver_features,
+                queue_select: state.queue_select,
+            },
+            queues,
+            device: state.device.save(),
+        }
+    }
+
+    /// Becomes what `saved` says. To be called once, before [`attach`](Self::attach) and before the
+    /// VM runs.
+    pub(crate) fn restore(&self, saved: &VirtioState) -> Result<(), RestoreError> {
+        let mut state = self.state();
+        state.device.restore(&saved.device)?;
+        let transport = &saved.transport;
+        let name = state.device.name();
+        if transport.driver_features & !state.offered_features() != 0 {
+            return Err(RestoreError::Different {
+                device: name,
+                why: format!(
+                    "the guest uses the features {:#x}, of which this device has only {:#x}",
+                    transport.driver_features,
+                    state.offered_features()
+                ),
+            });
+        }
+        let event_idx = transport.driver_features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
+        let sizes = state.device.queue_max_sizes().to_vec();
+        if sizes.len() != saved.queues.len() {
+            return Err(RestoreError::Queue(sizes.len().min(saved.queues.len())));
+        }
+        let mut queues = Vec::with_capacity(sizes.len());
+        for (index, (size, saved)) in sizes.into_iter().zip(&saved.queues).enumerate() {
+            let queue = queue::restore_queue(size, event_idx, saved)
+                .filter(|queue| !queue.ready() || queue.is_valid(&state.memory))
+                .ok_or(RestoreError::Queue(index))?;
+            queues.push(queue);
+        }
+        state.status = transport.status;
+        state.device_features_select = transport.device_features_select;
+        state.driver_features_select = transport.driver_features_select;
+        state.driver_features = transport.driver_features;
+        state.queue_select = transport.queue_select;
+        state.active = transport.active;
+        self.interrupt_status
+            .store(transport.interrupt_status, Ordering::SeqCst);
+        if !transport.active {
+            state.queues = queues;
+        } else if !transport.broken {
+            let activation = Activation {
+                memory: state.memory.clone(),
+                queues,
+                interrupt: state.interrupt.clone(),
+                features: transport.driver_features,
+                announced: saved.queues.iter().map(|queue| queue.announced).collect(),
+            };
+            state.device.activate(activation)?;
+        }
+        Ok(())
+    }
+
+    /// Raises the interrupt line if the driver has not seen all that it is to see: an interrupt that
+    /// was on its way when the device was saved is not part of what was saved.
+    pub(crate) fn raise_unseen(&self) {
+        if self.interrupt_status.load(Ordering::SeqCst) != 0 {
+            // Fails only if the counter would overflow, and then the line is raised already.
+            let _ = self.line.write(1);
+        }
     }
 
     fn queue_notified(&self, index: usize) {
@@ -330,6 +420,7 @@ impl State {
             queues,
             interrupt: self.interrupt.clone(),
             features: self.driver_features,
+            announced: Vec::new(),
         };
         match self.device.activate(activation) {
             Ok(()) => self.active = true,

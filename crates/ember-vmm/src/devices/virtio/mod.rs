@@ -25,6 +25,7 @@ mod testing;
 use std::fmt;
 use std::io;
 
+use ember_snapshot::state::DeviceState;
 use vmm_sys_util::epoll::EventSet;
 
 use crate::event_loop::EventRegistry;
@@ -84,6 +85,43 @@ pub(crate) trait VirtioDevice: Send + fmt::Debug {
     /// A host descriptor that was registered under `token` is ready. May be late: the device may
     /// have removed the descriptor in the meantime, so tokens are not to be reused.
     fn host_event(&mut self, _token: u32, _readiness: EventSet) {}
+
+    /// The queues, between `activate` and `reset`; none when the driver broke the rules.
+    fn active(&self) -> Option<&queue::Active>;
+
+    /// What is particular to this device, to be saved. The device thread stands still.
+    fn save(&self) -> DeviceState;
+
+    /// Becomes what `saved` says, before anything else is called.
+    fn restore(&mut self, saved: &DeviceState) -> Result<(), RestoreError>;
+}
+
+/// A saved device cannot be put back.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RestoreError {
+    /// What the embedder gave is not what the guest knows.
+    #[error("{device}: {why}")]
+    Different {
+        /// The device.
+        device: &'static str,
+        /// What differs.
+        why: String,
+    },
+    /// The state of a queue cannot be.
+    #[error("the saved queue {0} cannot be")]
+    Queue(usize),
+    /// The device cannot work on its queues.
+    #[error("the device cannot go on")]
+    Activate(#[from] ActivateError),
+}
+
+impl RestoreError {
+    fn different(device: &'static str, why: impl Into<String>) -> Self {
+        Self::Different {
+            device,
+            why: why.into(),
+        }
+    }
 }
 
 /// What the driver agreed on, handed over when it says that it is ready.
@@ -97,6 +135,8 @@ pub(crate) struct Activation {
     pub(crate) interrupt: Interrupt,
     /// The feature bits both sides agreed on.
     pub(crate) features: u64,
+    /// For queues that were in use before: how far each one's driver had been interrupted.
+    pub(crate) announced: Vec<u16>,
 }
 
 /// The driver's setup cannot be served.

@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::atomic::{Ordering, fence};
 
+use ember_snapshot::state::QueueState;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VRING_AVAIL_F_NO_INTERRUPT};
 use virtio_queue::{QueueOwnedT, QueueT};
@@ -76,16 +77,20 @@ impl Active {
             queues,
             interrupt,
             features,
+            announced,
         } = activation;
         for index in 0..required {
             if !queues.get(index).is_some_and(QueueT::ready) {
                 return Err(ActivateError::QueueNotReady(index));
             }
         }
-        let queues = queues
+        let mut queues = queues
             .into_iter()
             .map(|queue| DeviceQueue::new(queue, features))
             .collect::<Vec<_>>();
+        for (queue, announced) in queues.iter_mut().zip(announced) {
+            queue.announced = announced;
+        }
         Ok(Self {
             memory,
             interrupt,
@@ -93,6 +98,12 @@ impl Active {
             name,
             broken: false,
         })
+    }
+
+    /// The queues, to be saved.
+    pub(crate) fn save(&self) -> Vec<QueueState> {
+        let saved = |queue: &DeviceQueue| save_queue(&queue.queue, queue.announced);
+        self.queues.iter().map(saved).collect()
     }
 
     /// Takes one turn on queue `index`: hands each chain to `serve`, which says how many bytes it
@@ -181,6 +192,36 @@ impl Active {
             }
         }
     }
+}
+
+/// One queue, to be saved.
+pub(crate) fn save_queue(queue: &Queue, announced: u16) -> QueueState {
+    QueueState {
+        size: queue.size(),
+        ready: queue.ready(),
+        descriptor_table: queue.desc_table(),
+        available_ring: queue.avail_ring(),
+        used_ring: queue.used_ring(),
+        next_available: queue.next_avail(),
+        next_used: queue.next_used(),
+        announced,
+    }
+}
+
+/// A queue as it was saved. `None` if there cannot be one like that.
+pub(crate) fn restore_queue(max_size: u16, event_idx: bool, saved: &QueueState) -> Option<Queue> {
+    Queue::try_from(virtio_queue::QueueState {
+        max_size,
+        next_avail: saved.next_available,
+        next_used: saved.next_used,
+        event_idx_enabled: event_idx,
+        size: saved.size,
+        ready: saved.ready,
+        desc_table: saved.descriptor_table,
+        avail_ring: saved.available_ring,
+        used_ring: saved.used_ring,
+    })
+    .ok()
 }
 
 /// Interrupts the driver if one of `queues` gives it a reason to. A driver looks at all queues when

@@ -115,6 +115,7 @@ impl<D: VirtioDevice> Driver<D> {
             queues,
             interrupt,
             features,
+            announced: Vec::new(),
         })
     }
 

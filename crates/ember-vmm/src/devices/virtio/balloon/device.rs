@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use ember_snapshot::state::{BalloonState, DeviceState};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 use vmm_sys_util::epoll::EventSet;
@@ -15,7 +16,7 @@ use super::pages::{PageRange, coalesce, whole_pages};
 use super::{BalloonConfig, BalloonHandle};
 use crate::devices::virtio::chain::Chain;
 use crate::devices::virtio::queue::{Active, EVENT_IDX, QueueError, Turn, Turns};
-use crate::devices::virtio::{ActivateError, Activation, VirtioDevice, config_space};
+use crate::devices::virtio::{ActivateError, Activation, RestoreError, VirtioDevice, config_space};
 use crate::event_loop::EventRegistry;
 use crate::memory::GuestMemory;
 
@@ -200,6 +201,39 @@ impl VirtioDevice for BalloonDevice {
             }
             _ => {}
         }
+    }
+
+    fn active(&self) -> Option<&Active> {
+        self.active.as_ref()
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Balloon(BalloonState {
+            target_pages: self.shared.target.load(Ordering::SeqCst),
+            actual_pages: self.shared.actual.load(Ordering::SeqCst),
+            free_page_reporting: self.config.free_page_reporting,
+            deflate_on_oom: self.config.deflate_on_oom,
+        })
+    }
+
+    fn restore(&mut self, saved: &DeviceState) -> Result<(), RestoreError> {
+        let DeviceState::Balloon(saved) = saved else {
+            return Err(RestoreError::different(
+                self.name(),
+                "another device was saved",
+            ));
+        };
+        self.config = BalloonConfig {
+            free_page_reporting: saved.free_page_reporting,
+            deflate_on_oom: saved.deflate_on_oom,
+        };
+        self.shared
+            .target
+            .store(saved.target_pages, Ordering::SeqCst);
+        self.shared
+            .actual
+            .store(saved.actual_pages, Ordering::SeqCst);
+        Ok(())
     }
 }
 

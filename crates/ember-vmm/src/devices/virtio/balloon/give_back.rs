@@ -6,14 +6,16 @@ use std::num::NonZeroUsize;
 use std::ptr::NonNull;
 
 use nix::libc;
-use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous};
+use nix::sys::mman::{MmapAdvise, madvise};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::pages::PageRange;
 use crate::memory::GuestMemory;
 
-/// Frees what backs `range`, which then reads as zeroes until it is written. Fails without any
-/// effect if the range is not within one region of guest memory.
+/// Frees what backs `range`. What it reads as until it is written is of no importance, and the
+/// guest must not rely on it (specification sections 5.5.6.1 and 5.5.6.7): zeroes, or, in a clone,
+/// what it was in the template. Fails without any effect if the range is not within one region of
+/// guest memory.
 pub(super) fn give_back(memory: &GuestMemory, range: PageRange) -> io::Result<()> {
     let length = usize::try_from(range.length)
         .ok()
@@ -29,22 +31,16 @@ pub(super) fn give_back(memory: &GuestMemory, range: PageRange) -> io::Result<()
     let start = NonNull::new(slice.ptr_guard_mut().as_ptr().cast::<libc::c_void>())
         .ok_or(io::ErrorKind::InvalidInput)?;
 
-    if region.file_offset().is_none() {
-        // SAFETY: the range is within a private anonymous mapping of guest memory, which `memory`
-        // keeps alive and to which no references exist, so nobody can notice but the guest.
-        unsafe { madvise(start, length.get(), MmapAdvise::MADV_DONTNEED) }?;
-    } else if region.get_mmap().flags() & libc::MAP_PRIVATE != 0 {
-        // Of a private mapping of a file, `MADV_DONTNEED` would bring back the file's content: the
-        // range becomes fresh anonymous memory instead. At its place, so KVM's memory slots and
-        // all else that knows the address stay valid.
-        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED | MapFlags::MAP_NORESERVE;
-        let address = NonZeroUsize::new(start.as_ptr() as usize);
-        // SAFETY: as above; the new mapping replaces a part of the region's mapping, with the same
-        // protection, and is unmapped together with it.
-        unsafe { mmap_anonymous(address, length, protection, flags) }?;
-    } else {
+    let is_private = region.get_mmap().flags() & libc::MAP_PRIVATE != 0;
+    if !is_private {
         return Err(io::ErrorKind::Unsupported.into());
     }
+    // Fresh anonymous memory at the place of the range would read as zeroes in a clone as well. But
+    // each piece would be a mapping of its own, of which a process has some 65,000, and a guest
+    // could use them all up.
+    //
+    // SAFETY: the range is within a private mapping of guest memory, which `memory` keeps alive and
+    // to which no references exist, so nobody can notice but the guest.
+    unsafe { madvise(start, length.get(), MmapAdvise::MADV_DONTNEED) }?;
     Ok(())
 }

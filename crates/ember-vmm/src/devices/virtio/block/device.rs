@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 
+use ember_snapshot::state::{BlockState, DeviceState};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
 use virtio_bindings::virtio_blk::{
@@ -21,7 +22,7 @@ use super::request::{
 use crate::devices::virtio::chain::Chain;
 use crate::devices::virtio::positioned_io::{Span, read_exact_at, write_all_at};
 use crate::devices::virtio::queue::{Active, EVENT_IDX, QueueError, Turn, Turns};
-use crate::devices::virtio::{ActivateError, Activation, VirtioDevice, config_space};
+use crate::devices::virtio::{ActivateError, Activation, RestoreError, VirtioDevice, config_space};
 use crate::event_loop::EventRegistry;
 use crate::memory::GuestMemory;
 
@@ -67,15 +68,7 @@ impl BlockDevice {
                 "a disk's size must be a multiple of {SECTOR} bytes, and this file has {size}: pad it"
             )));
         }
-        let mut id = [0; ID_SIZE as usize];
-        id.get_mut(..serial.len())
-            .ok_or_else(|| {
-                invalid(format!(
-                    "a disk's serial number has at most {ID_SIZE} bytes: shorten {serial:?}"
-                ))
-            })?
-            .copy_from_slice(serial.as_bytes());
-
+        let id = id(&serial)?;
         let mut features =
             EVENT_IDX | FLUSH | 1 << VIRTIO_BLK_F_SEG_MAX | 1 << VIRTIO_BLK_F_BLK_SIZE;
         features |= if read_only {
@@ -157,6 +150,57 @@ impl VirtioDevice for BlockDevice {
             self.queue_notified(QUEUE);
         }
     }
+
+    fn active(&self) -> Option<&Active> {
+        self.active.as_ref()
+    }
+
+    fn save(&self) -> DeviceState {
+        let Backend { disk, id, .. } = &self.backend;
+        let length = id.iter().position(|byte| *byte == 0).unwrap_or(id.len());
+        DeviceState::Block(BlockState {
+            sectors: disk.sectors,
+            read_only: disk.read_only,
+            serial: String::from_utf8_lossy(&id[..length]).into_owned(),
+        })
+    }
+
+    fn restore(&mut self, saved: &DeviceState) -> Result<(), RestoreError> {
+        let DeviceState::Block(saved) = saved else {
+            return Err(RestoreError::different(
+                self.name(),
+                "another device was saved",
+            ));
+        };
+        let disk = self.backend.disk;
+        if (disk.sectors, disk.read_only) != (saved.sectors, saved.read_only) {
+            let kind = |read_only| if read_only { "read-only" } else { "writable" };
+            let why = format!(
+                "the guest knows a {} disk of {} sectors and is given a {} one of {}",
+                kind(saved.read_only),
+                saved.sectors,
+                kind(disk.read_only),
+                disk.sectors
+            );
+            return Err(RestoreError::different(self.name(), why));
+        }
+        self.backend.id = id(&saved.serial)
+            .map_err(|error| RestoreError::different(self.name(), error.to_string()))?;
+        Ok(())
+    }
+}
+
+/// A serial number as the guest is told it.
+fn id(serial: &str) -> io::Result<[u8; ID_SIZE as usize]> {
+    let mut id = [0; ID_SIZE as usize];
+    id.get_mut(..serial.len())
+        .ok_or_else(|| {
+            invalid(format!(
+                "a disk's serial number has at most {ID_SIZE} bytes: shorten {serial:?}"
+            ))
+        })?
+        .copy_from_slice(serial.as_bytes());
+    Ok(id)
 }
 
 /// The disk's file.

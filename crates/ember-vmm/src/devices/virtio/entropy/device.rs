@@ -2,12 +2,13 @@
 
 use std::io;
 
+use ember_snapshot::state::DeviceState;
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 use vmm_sys_util::epoll::EventSet;
 
 use crate::devices::virtio::chain::Chain;
 use crate::devices::virtio::queue::{Active, EVENT_IDX, QueueError, Turn, Turns};
-use crate::devices::virtio::{ActivateError, Activation, VirtioDevice};
+use crate::devices::virtio::{ActivateError, Activation, RestoreError, VirtioDevice};
 use crate::event_loop::EventRegistry;
 use crate::memory::GuestMemory;
 
@@ -83,6 +84,24 @@ impl VirtioDevice for EntropyDevice {
     fn host_event(&mut self, token: u32, _readiness: EventSet) {
         if token == TURNS && self.turns.take() != 0 {
             self.queue_notified(QUEUE);
+        }
+    }
+
+    fn active(&self) -> Option<&Active> {
+        self.active.as_ref()
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Entropy
+    }
+
+    fn restore(&mut self, saved: &DeviceState) -> Result<(), RestoreError> {
+        match saved {
+            DeviceState::Entropy => Ok(()),
+            _ => Err(RestoreError::different(
+                self.name(),
+                "another device was saved",
+            )),
         }
     }
 }

@@ -2,11 +2,13 @@
 
 use std::sync::Mutex as StdMutex;
 
+use ember_snapshot::state::DeviceState;
 use proptest::prelude::*;
 use vm_memory::GuestAddress;
 
 use super::super::{ActivateError, Activation};
 use super::*;
+use crate::devices::virtio::queue::Active;
 
 #[derive(Debug, Default)]
 struct Seen {
@@ -72,6 +74,18 @@ impl VirtioDevice for TestDevice {
 
     fn queue_notified(&mut self, index: usize) {
         self.0.lock().unwrap().notified.push(index);
+    }
+
+    fn active(&self) -> Option<&Active> {
+        None
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Entropy
+    }
+
+    fn restore(&mut self, _saved: &DeviceState) -> Result<(), RestoreError> {
+        Ok(())
     }
 }
 

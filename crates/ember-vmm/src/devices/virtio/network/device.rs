@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::AsFd;
 
+use ember_snapshot::state::{DeviceState, NetworkState};
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP,
@@ -15,7 +16,7 @@ use super::receive::{Delivery, deliver};
 use super::tap::Tap;
 use crate::devices::virtio::chain::Chain;
 use crate::devices::virtio::queue::{Active, EVENT_IDX, QueueError, Turn, Turns};
-use crate::devices::virtio::{ActivateError, Activation, VirtioDevice, config_space};
+use crate::devices::virtio::{ActivateError, Activation, RestoreError, VirtioDevice, config_space};
 use crate::event_loop::EventRegistry;
 use crate::memory::GuestMemory;
 
@@ -304,6 +305,26 @@ impl VirtioDevice for NetworkDevice {
             TAP if self.watching => self.receive(),
             _ => {}
         }
+    }
+
+    fn active(&self) -> Option<&Active> {
+        self.active.as_ref()
+    }
+
+    fn save(&self) -> DeviceState {
+        DeviceState::Network(NetworkState { mac: self.mac })
+    }
+
+    fn restore(&mut self, saved: &DeviceState) -> Result<(), RestoreError> {
+        let DeviceState::Network(saved) = saved else {
+            return Err(RestoreError::different(
+                self.name(),
+                "another device was saved",
+            ));
+        };
+        // The guest knows its card by the address that it had.
+        self.mac = saved.mac;
+        Ok(())
     }
 }
 

@@ -3,6 +3,9 @@
 
 #![forbid(unsafe_code)]
 
+use ember_snapshot::state::{ConnectionState, PhaseState};
+use serde_bytes::ByteBuf;
+
 use super::packet::{
     HOST_CID, Header, Operation, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM,
 };
@@ -100,6 +103,71 @@ impl Connection {
             owes_credit_update: false,
             asked_for_credit: false,
         }
+    }
+
+    /// The stream, to be saved; `backlog` is what the host's end has no room for.
+    pub(super) fn save(&self, backlog: &[u8]) -> ConnectionState {
+        let credit = &self.credit;
+        ConnectionState {
+            guest_port: self.ports.guest,
+            host_port: self.ports.host,
+            phase: match self.phase {
+                Phase::Connecting => PhaseState::Connecting,
+                Phase::Open => PhaseState::Open,
+                Phase::Closing => PhaseState::Closing,
+            },
+            guest_shutdown: self.guest_shutdown,
+            host_shutdown: self.host_shutdown,
+            told_shutdown: self.told_shutdown,
+            owes_request: self.owes_request,
+            owes_response: self.owes_response,
+            owes_credit_update: self.owes_credit_update,
+            asked_for_credit: self.asked_for_credit,
+            buffer_bytes: credit.buf_alloc,
+            received: credit.received,
+            forwarded: credit.forwarded,
+            told: credit.told,
+            peer_buffer_bytes: credit.peer_buf_alloc,
+            peer_forwarded: credit.peer_forwarded,
+            sent: credit.sent,
+            backlog: ByteBuf::from(backlog),
+        }
+    }
+
+    /// A stream as it was saved.
+    pub(super) fn restore(saved: &ConnectionState) -> Self {
+        Self {
+            ports: Ports {
+                guest: saved.guest_port,
+                host: saved.host_port,
+            },
+            phase: match saved.phase {
+                PhaseState::Connecting => Phase::Connecting,
+                PhaseState::Open => Phase::Open,
+                PhaseState::Closing => Phase::Closing,
+            },
+            credit: Credit {
+                buf_alloc: saved.buffer_bytes,
+                received: saved.received,
+                forwarded: saved.forwarded,
+                told: saved.told,
+                peer_buf_alloc: saved.peer_buffer_bytes,
+                peer_forwarded: saved.peer_forwarded,
+                sent: saved.sent,
+            },
+            guest_shutdown: saved.guest_shutdown & SHUTDOWN_BOTH,
+            host_shutdown: saved.host_shutdown & SHUTDOWN_BOTH,
+            told_shutdown: saved.told_shutdown & SHUTDOWN_BOTH,
+            owes_request: saved.owes_request,
+            owes_response: saved.owes_response,
+            owes_credit_update: saved.owes_credit_update,
+            asked_for_credit: saved.asked_for_credit,
+        }
+    }
+
+    /// Whether the guest knows of the stream.
+    pub(super) fn is_known_to_guest(&self) -> bool {
+        !self.owes_request
     }
 
     /// Takes a packet from the guest. A `Request` is not for a stream that exists.

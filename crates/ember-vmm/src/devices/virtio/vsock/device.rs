@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Instant;
 
+use ember_snapshot::state::{DeviceState, VsockState};
 use virtio_bindings::virtio_ids::VIRTIO_ID_VSOCK;
 use vmm_sys_util::epoll::EventSet;
 
@@ -18,7 +19,7 @@ use super::streams::{Progress, Streams};
 use super::{ConnectError, MIN_GUEST_CID, VsockConfig, VsockHandle};
 use crate::devices::virtio::chain::Chain;
 use crate::devices::virtio::queue::{Active, DeviceQueue, EVENT_IDX, QueueError, Turn, Turns};
-use crate::devices::virtio::{ActivateError, Activation, VirtioDevice, config_space};
+use crate::devices::virtio::{ActivateError, Activation, RestoreError, VirtioDevice, config_space};
 use crate::event_loop::EventRegistry;
 use crate::memory::GuestMemory;
 
@@ -47,6 +48,8 @@ pub(crate) struct VsockDevice {
     turns: Turns,
     /// `None` until the device is attached.
     streams: Option<Streams>,
+    /// What the streams are to go on with when the device is attached.
+    saved: Option<VsockState>,
     active: Option<Active>,
     /// The guest has sent packets that were not taken yet.
     unread: bool,
@@ -76,6 +79,7 @@ impl VsockDevice {
             events: None,
             turns: Turns::new()?,
             streams: None,
+            saved: None,
             active: None,
             unread: false,
             returns: Returns::new()?,
@@ -250,7 +254,11 @@ impl VirtioDevice for VsockDevice {
     }
 
     fn attach(&mut self, events: EventRegistry) -> io::Result<()> {
-        let streams = Streams::new(self.config.clone(), events.clone(), FIRST_STREAM)?;
+        let mut streams = Streams::new(self.config.clone(), events.clone(), FIRST_STREAM)?;
+        if let Some(saved) = self.saved.take() {
+            let carried = streams.restore(&saved, &self.config.carried_ports)?;
+            self.mailbox.put_carried(carried);
+        }
         self.turns.attach(&events, TURNS)?;
         events.add(self.mailbox.wake.as_fd(), COMMANDS, EventSet::IN)?;
         events.add(streams.timer(), DEADLINES, EventSet::IN)?;
@@ -313,6 +321,36 @@ impl VirtioDevice for VsockDevice {
         {
             streams.after_socket_event(token);
         }
+    }
+
+    fn active(&self) -> Option<&Active> {
+        self.active.as_ref()
+    }
+
+    fn save(&self) -> DeviceState {
+        let saved = self.streams.as_ref().map(Streams::save);
+        DeviceState::Vsock(saved.unwrap_or_else(|| VsockState {
+            guest_cid: self.config.guest_cid,
+            ..VsockState::default()
+        }))
+    }
+
+    fn restore(&mut self, saved: &DeviceState) -> Result<(), RestoreError> {
+        let DeviceState::Vsock(saved) = saved else {
+            return Err(RestoreError::different(
+                self.name(),
+                "another device was saved",
+            ));
+        };
+        if saved.guest_cid != self.config.guest_cid {
+            let why = format!(
+                "the guest has the context id {} and would get {}",
+                saved.guest_cid, self.config.guest_cid
+            );
+            return Err(RestoreError::different(self.name(), why));
+        }
+        self.saved = Some(saved.clone());
+        Ok(())
     }
 }
 

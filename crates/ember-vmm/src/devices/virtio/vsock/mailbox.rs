@@ -5,6 +5,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -38,6 +39,8 @@ struct State {
     commands: VecDeque<Command>,
     /// The ports that are listened on, or will be when the commands have been carried out.
     listening: HashSet<u32>,
+    /// Host's ends of streams that a restored guest had open, by host port.
+    carried: Vec<(u32, UnixStream)>,
 }
 
 impl fmt::Debug for Mailbox {
@@ -90,6 +93,18 @@ impl Mailbox {
         }
     }
 
+    /// Leaves host's ends of streams to be picked up.
+    pub(super) fn put_carried(&self, streams: Vec<(u32, UnixStream)>) {
+        self.lock().carried = streams;
+    }
+
+    /// Picks up the host's end of a stream to the host's `port`.
+    pub(super) fn take_carried(&self, port: u32) -> Option<UnixStream> {
+        let mut state = self.lock();
+        let index = state.carried.iter().position(|(host, _)| *host == port)?;
+        Some(state.carried.swap_remove(index).1)
+    }
+
     /// Takes all commands, oldest first.
     pub(super) fn take(&self) -> VecDeque<Command> {
         let mut state = self.lock();
@@ -103,6 +118,7 @@ impl Mailbox {
         let mut state = self.lock();
         state.closed = true;
         state.listening.clear();
+        state.carried.clear();
         std::mem::take(&mut state.commands)
     }
 

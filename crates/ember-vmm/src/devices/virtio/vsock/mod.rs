@@ -53,6 +53,9 @@ pub struct VsockConfig {
     pub connect_timeout: Duration,
     /// How long the guest may take to confirm the end of a stream before it is forgotten.
     pub close_timeout: Duration,
+    /// In a restored VM: the host's ports whose open streams go on, with new host's ends that
+    /// [`VsockHandle::take_carried`] gives. All other streams of the guest's are reset.
+    pub carried_ports: Vec<u32>,
 }
 
 impl VsockConfig {
@@ -64,6 +67,7 @@ impl VsockConfig {
             buffer_bytes: 256 * 1024,
             connect_timeout: Duration::from_secs(10),
             close_timeout: Duration::from_secs(8),
+            carried_ports: Vec::new(),
         }
     }
 }
@@ -143,6 +147,12 @@ impl VsockHandle {
         accept: Box<dyn FnMut(UnixStream) + Send>,
     ) -> Result<(), ListenError> {
         self.mailbox.listen(port, accept)
+    }
+
+    /// The host's end of a stream that the guest had open to the host's `port` when it was saved,
+    /// if that port is among [`VsockConfig::carried_ports`]; each one is given once.
+    pub fn take_carried(&self, port: u32) -> Option<UnixStream> {
+        self.mailbox.take_carried(port)
     }
 
     /// Stops accepting connections to `port`. Streams that are open stay open.

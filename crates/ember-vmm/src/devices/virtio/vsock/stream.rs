@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
+use ember_snapshot::state::ConnectionState;
 use nix::sys::socket::{self, MsgFlags};
 use vm_memory::Bytes;
 use vmm_sys_util::epoll::EventSet;
@@ -101,6 +102,22 @@ impl Stream {
         ours.set_nonblocking(true)?;
         self.socket = Some(ours);
         Ok(theirs)
+    }
+
+    /// The stream, to be saved. `None` if the guest knows nothing of it.
+    pub(super) fn save(&self) -> Option<ConnectionState> {
+        if self.detached || !self.connection.is_known_to_guest() {
+            return None;
+        }
+        Some(self.connection.save(self.backlog.bytes()))
+    }
+
+    /// Gives the stream what its host's end had no room for.
+    pub(super) fn restore_backlog(&mut self, bytes: &[u8]) {
+        self.backlog = Backlog {
+            bytes: bytes.to_vec(),
+            start: 0,
+        };
     }
 
     /// The socket is ready for `readiness`.

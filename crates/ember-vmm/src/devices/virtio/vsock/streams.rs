@@ -7,12 +7,15 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use ember_snapshot::state::{ConnectionState, VsockState};
+use serde_bytes::ByteBuf;
 use vmm_sys_util::epoll::EventSet;
 
 use super::connection::{Connection, Event, Next, Phase, Ports};
-use super::packet::{HOST_CID, Header, Operation, TYPE_STREAM};
+use super::packet::{HEADER_SIZE, HOST_CID, Header, Operation, TYPE_STREAM};
 use super::receive::Receiver;
 use super::stream::{Fate, Stream};
 use super::timer::Timer;
@@ -100,6 +103,70 @@ impl Streams {
             timer: Timer::new()?,
             orphans: Vec::new(),
         })
+    }
+
+    /// The streams and answers that the guest knows of or waits for, to be saved.
+    pub(super) fn save(&self) -> VsockState {
+        let mut connections: Vec<ConnectionState> =
+            self.by_token.values().filter_map(Stream::save).collect();
+        connections.sort_unstable_by_key(|stream| (stream.host_port, stream.guest_port));
+        VsockState {
+            guest_cid: self.config.guest_cid,
+            next_port: self.next_port,
+            connections,
+            answers: self
+                .refusals
+                .iter()
+                .map(|header| ByteBuf::from(header.to_bytes()))
+                .collect(),
+        }
+    }
+
+    /// Goes on with what was saved. Open streams to a port of `carried` go on as well: their host's
+    /// ends are returned. The others' ends are elsewhere, and the guest is told that they are over.
+    pub(super) fn restore(
+        &mut self,
+        saved: &VsockState,
+        carried: &[u32],
+    ) -> io::Result<Vec<(u32, UnixStream)>> {
+        let invalid = |what| io::Error::new(io::ErrorKind::InvalidData, what);
+        if LOCAL_PORTS.contains(&saved.next_port) {
+            self.next_port = saved.next_port;
+        }
+        if saved.connections.len() > self.config.max_streams || saved.answers.len() > MAX_REFUSALS {
+            return Err(invalid("more streams were saved than there can be"));
+        }
+        for answer in &saved.answers {
+            let header = <&[u8; HEADER_SIZE]>::try_from(answer.as_slice())
+                .map_err(|_| invalid("an answer of the wrong length was saved"))?;
+            self.refusals.push_back(Header::parse(header));
+        }
+        let mut host_ends = Vec::new();
+        for saved in &saved.connections {
+            let connection = Connection::restore(saved);
+            let ports = connection.ports;
+            if connection.phase != Phase::Open || !carried.contains(&ports.host) {
+                let guest_cid = u64::from(self.config.guest_cid);
+                let header = connection.header(Operation::Reset, guest_cid);
+                self.refusals.push_back(header);
+                continue;
+            }
+            if saved.backlog.len() > 2 * self.config.buffer_bytes as usize
+                || self.by_ports.contains_key(&ports)
+            {
+                return Err(invalid("a stream was saved that cannot be"));
+            }
+            let token = self
+                .free_token()
+                .ok_or_else(|| invalid("too many streams"))?;
+            let mut stream = Stream::new(connection);
+            let host_end = stream.open_socket()?;
+            stream.restore_backlog(&saved.backlog);
+            self.insert(token, stream);
+            self.settle(token);
+            host_ends.push((ports.host, host_end));
+        }
+        Ok(host_ends)
     }
 
     /// The timer whose readiness calls for [`expire`](Self::expire).

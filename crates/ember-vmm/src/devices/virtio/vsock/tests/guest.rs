@@ -276,6 +276,7 @@ impl Guest {
             queues,
             interrupt: Interrupt::new(status, Arc::clone(&self.line)),
             features: self.features,
+            announced: Vec::new(),
         };
         self.device.activate(activation).unwrap();
         if self.refills {

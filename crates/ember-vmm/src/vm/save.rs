@@ -1,0 +1,113 @@
+//! Taking the state of a VM that holds still.
+
+use std::io;
+
+use ember_snapshot::state::VmState;
+use kvm_ioctls::Kvm;
+
+use super::{OutOfMemoryRange, Vm};
+use crate::arch::{self, state};
+use crate::memory;
+
+/// The state of a VM cannot be taken.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SaveError {
+    /// It runs, or has ended.
+    #[error("only a paused VM can be saved: call `pause` first")]
+    NotPaused,
+    /// There is no usable `/dev/kvm` any more.
+    #[error("cannot open /dev/kvm")]
+    Kvm(#[source] kvm_ioctls::Error),
+    /// KVM refused a step.
+    #[error("cannot take the state of {part}")]
+    Host {
+        /// Which part of the VM.
+        part: String,
+        /// What KVM said.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+fn host(part: impl Into<String>) -> impl FnOnce(arch::SetupError) -> SaveError {
+    let part = part.into();
+    move |source| SaveError::Host {
+        part,
+        source: Box::new(source),
+    }
+}
+
+/// A range of a guest's memory and where it is in this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryRange {
+    /// Where it begins in the guest's memory, counted without the hole below 4 GiB, in bytes.
+    pub offset: u64,
+    /// Where it is mapped.
+    pub host_address: usize,
+    /// Its length in bytes.
+    pub len: usize,
+}
+
+impl Vm {
+    /// The state of everything but the memory. The VM must be [paused](Self::pause), and goes on as
+    /// if nothing had happened.
+    ///
+    /// # Errors
+    /// If it is not paused, or KVM refuses a part of its state.
+    pub fn save(&self) -> Result<VmState, SaveError> {
+        let _transition = self.transition();
+        if !self.control.is_paused() {
+            return Err(SaveError::NotPaused);
+        }
+        let kvm = Kvm::new().map_err(SaveError::Kvm)?;
+        // The devices first: what they still had to do would be in the interrupt chips.
+        let virtio = self.bus.virtio.iter().map(|device| device.save()).collect();
+        let serial = self.bus.serial.save();
+        let features = state::vcpu_features(&kvm, self.vm.fd()).map_err(host("KVM"))?;
+        let vcpus = self
+            .vcpus
+            .iter()
+            .enumerate()
+            .map(|(index, vcpu)| {
+                state::save_vcpu(&vcpu.lock(), &features).map_err(host(format!("vCPU {index}")))
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let chips = state::save_chips(self.vm.fd()).map_err(host("the interrupt chips"))?;
+        let clock = state::save_clock(self.vm.fd()).map_err(host("the clock"))?;
+        Ok(VmState {
+            memory_bytes: self.memory_bytes(),
+            vcpus,
+            chips,
+            clock,
+            serial,
+            generation_id: self.generation_id.is_some(),
+            virtio,
+        })
+    }
+
+    /// Hands all memory to `sink` that is not what it was when the VM was made: its place in the
+    /// guest's memory, counted without the hole below 4 GiB, and its content, in whole pages. Of a
+    /// new VM that is all it ever touched; of a restored one all it ever wrote. Only of a paused VM
+    /// is it of one moment.
+    ///
+    /// # Errors
+    /// If this process cannot see its own page tables, or `sink` fails.
+    pub fn changed_memory(
+        &self,
+        mut sink: impl FnMut(u64, &[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        memory::visit_changed(self.vm.memory(), &mut sink)
+    }
+
+    /// Where the guest's memory is in this process.
+    pub fn memory_ranges(&self) -> Vec<MemoryRange> {
+        memory::ranges(self.vm.memory())
+    }
+}
+
+impl From<OutOfMemoryRange> for io::Error {
+    fn from(error: OutOfMemoryRange) -> Self {
+        Self::new(io::ErrorKind::InvalidInput, error)
+    }
+}
