@@ -32,6 +32,8 @@ pub(crate) const DISK_SIZE: u64 = 16 << 20;
 pub(crate) struct Machine {
     pub(crate) vm: Vm,
     pub(crate) agent: Agent,
+    /// Its root file system.
+    pub(crate) image: File,
     runtime: Runtime,
 }
 
@@ -96,7 +98,12 @@ impl Machine {
             let stream = tokio::net::UnixStream::from_std(stream).unwrap();
             Agent::connect(stream).await.unwrap()
         });
-        Self { vm, agent, runtime }
+        Self {
+            vm,
+            agent,
+            image: File::open(&image.file).unwrap(),
+            runtime,
+        }
     }
 
     pub(crate) fn vsock(&self) -> VsockHandle {

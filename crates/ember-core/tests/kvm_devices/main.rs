@@ -3,6 +3,7 @@
 #![allow(missing_docs, clippy::unwrap_used, reason = "it is a test")]
 
 mod balloon;
+mod clones;
 mod disk;
 mod identity;
 mod machine;
