@@ -11,7 +11,9 @@
 //! Unsafe code is in `spawn::child` (a child between clone and exec) and `sys` (system calls that
 //! no crate wraps).
 
+mod identity;
 mod init;
+mod memory;
 mod server;
 mod spawn;
 mod sys;
@@ -27,6 +29,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{Mode, umask};
 
+use identity::Identities;
 use server::{Agent, End};
 use tree::Trees;
 
@@ -35,10 +38,13 @@ use tree::Trees;
 enum Role {
     /// Be a guest's first process.
     Init,
-    /// Serve on a UNIX socket, with commands in cgroups below a directory if one is given.
+    /// Serve on a UNIX socket.
     Serve {
         socket: PathBuf,
+        /// Commands are put into cgroups below this directory.
         cgroup: Option<PathBuf>,
+        /// What would change the machine's identity changes files in this directory.
+        identity: Option<PathBuf>,
     },
     /// Say the version.
     Version,
@@ -46,14 +52,15 @@ enum Role {
 
 const USAGE: &str = "\
 ember-agent is the first process of an Ember guest and does nothing useful elsewhere.
-For tests: ember-agent --serve-unix PATH [--cgroup DIRECTORY]";
+For tests: ember-agent --serve-unix PATH [--cgroup DIRECTORY] [--identity DIRECTORY]";
 
 fn role(first: bool, mut arguments: impl Iterator<Item = OsString>) -> Result<Role, &'static str> {
-    let (mut socket, mut cgroup) = (None, None);
+    let (mut socket, mut cgroup, mut identity) = (None, None, None);
     while let Some(argument) = arguments.next() {
         let value = match argument.to_str() {
             Some("--serve-unix") => &mut socket,
             Some("--cgroup") => &mut cgroup,
+            Some("--identity") => &mut identity,
             Some("--version") => return Ok(Role::Version),
             // The kernel hands words of its command line that it does not know to PID 1.
             _ if first => continue,
@@ -62,7 +69,11 @@ fn role(first: bool, mut arguments: impl Iterator<Item = OsString>) -> Result<Ro
         *value = Some(PathBuf::from(arguments.next().ok_or(USAGE)?));
     }
     match socket {
-        Some(socket) => Ok(Role::Serve { socket, cgroup }),
+        Some(socket) => Ok(Role::Serve {
+            socket,
+            cgroup,
+            identity,
+        }),
         None if first => Ok(Role::Init),
         None => Err(USAGE),
     }
@@ -73,7 +84,11 @@ pub fn main() -> i32 {
     let first = std::process::id() == 1;
     match role(first, std::env::args_os().skip(1)) {
         Ok(Role::Init) => init::run(),
-        Ok(Role::Serve { socket, cgroup }) => match serve_unix(&socket, cgroup.as_deref()) {
+        Ok(Role::Serve {
+            socket,
+            cgroup,
+            identity,
+        }) => match serve_unix(&socket, cgroup.as_deref(), identity.as_deref()) {
             Ok(()) => 0,
             Err(error) => {
                 complain(&format_args!(
@@ -102,7 +117,7 @@ fn complain(what: &dyn Display) {
 }
 
 /// Serves one connection after the other, until it is told to end.
-fn serve_unix(path: &Path, cgroup: Option<&Path>) -> io::Result<()> {
+fn serve_unix(path: &Path, cgroup: Option<&Path>, identity: Option<&Path>) -> io::Result<()> {
     nix::sys::prctl::set_child_subreaper(true)?;
     sys::forget_parent();
     let listener = UnixListener::bind(path)?;
@@ -112,7 +127,11 @@ fn serve_unix(path: &Path, cgroup: Option<&Path>) -> io::Result<()> {
         Some(directory) => Trees::cgroups(directory)?,
         None => Trees::by_session(),
     };
-    let mut agent = Agent::new(trees)?;
+    let identities = match identity {
+        Some(directory) => Identities::in_directory(directory)?,
+        None => Identities::nowhere(),
+    };
+    let mut agent = Agent::new(trees, identities)?;
     agent.watch_source(listener.as_fd())?;
     let result = agent.run(|| match listener.accept() {
         Ok((stream, _)) => Ok(Some(OwnedFd::from(stream))),

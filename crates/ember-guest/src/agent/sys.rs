@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use nix::libc;
+use zeroize::Zeroize;
 
 use crate::protocol::{PtySize, Status};
 
@@ -152,4 +153,77 @@ pub(crate) fn loopback_up(socket: BorrowedFd<'_>) -> io::Result<()> {
 pub(crate) fn signal_group(leader: i32, number: u8) {
     // SAFETY: no pointers. A failure means that there is nobody to signal.
     unsafe { libc::killpg(leader, i32::from(number)) };
+}
+
+/// Adds bytes to the kernel's random numbers, counted as fully random, and makes its generator
+/// take them at once (random(4)).
+pub(crate) fn add_entropy(random: BorrowedFd<'_>, entropy: &[u8]) -> io::Result<()> {
+    const CAPACITY: usize = 64;
+    /// `struct rand_pool_info` of `linux/random.h`, with room.
+    #[repr(C)]
+    struct PoolInfo {
+        bits: i32,
+        length: i32,
+        bytes: [u8; CAPACITY],
+    }
+    const RNDADDENTROPY: libc::Ioctl = 0x4008_5203; // _IOW('R', 3, int[2])
+    const RNDRESEEDCRNG: libc::Ioctl = 0x5207; // _IO('R', 7)
+    for part in entropy.chunks(CAPACITY) {
+        // At most `CAPACITY`.
+        let length = part.len() as i32;
+        let mut info = PoolInfo {
+            bits: length * 8,
+            length,
+            bytes: [0; CAPACITY],
+        };
+        info.bytes[..part.len()].copy_from_slice(part);
+        // SAFETY: RNDADDENTROPY reads the two numbers and `length` bytes behind them, which are
+        // there and live across the call.
+        let result = unsafe { libc::ioctl(random.as_raw_fd(), RNDADDENTROPY, &raw const info) };
+        info.bytes.zeroize();
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    // SAFETY: no argument.
+    match unsafe { libc::ioctl(random.as_raw_fd(), RNDRESEEDCRNG) } {
+        0.. => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Memory that the kernel has handed out, cleared, and that nobody has touched.
+#[derive(Debug)]
+pub(crate) struct Pages {
+    start: std::ptr::NonNull<libc::c_void>,
+    length: usize,
+}
+
+impl Pages {
+    /// Takes memory and makes sure that it is there.
+    pub(crate) fn take(length: usize) -> io::Result<Self> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: a new mapping, at a place that the kernel chooses.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, -1, 0) };
+        let start = match std::ptr::NonNull::new(start) {
+            Some(start) if start.as_ptr() != libc::MAP_FAILED => start,
+            _ => return Err(io::Error::last_os_error()),
+        };
+        let pages = Self { start, length };
+        // Says that there is no memory left, where a touch would end somebody.
+        // SAFETY: the mapping above, which nothing refers to.
+        let result = unsafe { libc::madvise(start.as_ptr(), length, libc::MADV_POPULATE_WRITE) };
+        match result {
+            0 => Ok(pages),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        // SAFETY: the mapping that `take` made, which nothing refers to.
+        unsafe { libc::munmap(self.start.as_ptr(), self.length) };
+    }
 }

@@ -21,10 +21,14 @@ fn any_other_process_has_to_be_told() {
     assert_eq!(role_of(false, &["--version"]), Ok(Role::Version));
     for first in [false, true] {
         assert_eq!(
-            role_of(first, &["--serve-unix", "/s", "--cgroup", "/c"]),
+            role_of(
+                first,
+                &["--serve-unix", "/s", "--cgroup", "/c", "--identity", "/i"]
+            ),
             Ok(Role::Serve {
                 socket: "/s".into(),
-                cgroup: Some("/c".into())
+                cgroup: Some("/c".into()),
+                identity: Some("/i".into()),
             })
         );
     }

@@ -11,7 +11,8 @@ use std::task::{Context, Poll, Waker};
 
 use super::Closed;
 use crate::protocol::{
-    EncodeError, Failure, Frame, Kind, Malformed, Message, Outcome, Spawn, Stream, WINDOW,
+    EncodeError, ErrorCode, Failure, Frame, Kind, Malformed, Message, Outcome, Spawn, Stream,
+    WINDOW,
 };
 
 /// With more than this waiting to be written, who has bulk to send waits.
@@ -24,9 +25,9 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new() -> Arc<Self> {
+    pub(super) fn new(state: State) -> Arc<Self> {
         Arc::new(Self {
-            state: Mutex::new(State::default()),
+            state: Mutex::new(state),
         })
     }
 
@@ -74,12 +75,30 @@ pub(super) enum Answer {
     Forgotten,
     Pong,
     PoweringOff,
+    Frozen,
+    Thawed,
+    Identified,
     Failed(Failure),
+}
+
+/// How far the agent has been silenced.
+#[derive(Debug, Default)]
+enum Silence {
+    #[default]
+    None,
+    /// It was frozen when its guest was cloned, and has no identity yet.
+    Attached,
+    /// It was asked to freeze: nothing may be sent but what is about that.
+    Asked { request: u32, held: Vec<u8> },
+    /// It has said that it is frozen, and may only answer.
+    Kept(Vec<u8>),
 }
 
 #[derive(Debug, Default)]
 pub(super) struct State {
     pub(super) outgoing: Vec<u8>,
+    /// Whether the agent is frozen, and what it is told when it has been thawed.
+    silence: Silence,
     /// Who is woken when the lock is released.
     wakers: Vec<Waker>,
     pub(super) driver: Option<Waker>,
@@ -213,8 +232,21 @@ pub(super) fn keep_waker(slot: &mut Option<Waker>, context: &Context<'_>) {
     }
 }
 
+fn unidentified() -> Failure {
+    let message = "this is a clone that has no identity yet: it has to be identified first";
+    Failure::new(ErrorCode::Frozen, message)
+}
+
 /// For handles.
 impl State {
+    /// Of an agent that was frozen, in a clone of its guest.
+    pub(super) fn attached() -> Self {
+        Self {
+            silence: Silence::Attached,
+            ..Self::default()
+        }
+    }
+
     pub(super) fn closed(&self) -> Option<&Closed> {
         self.closed.as_ref()
     }
@@ -233,7 +265,11 @@ impl State {
 
     /// Ready when there is room for bulk.
     pub(super) fn poll_room(&mut self, context: &Context<'_>) -> Poll<()> {
-        if self.outgoing.len() < OUTGOING_HIGH || self.closed.is_some() {
+        let held = match &self.silence {
+            Silence::None | Silence::Attached => 0,
+            Silence::Asked { held, .. } | Silence::Kept(held) => held.len(),
+        };
+        if self.outgoing.len() + held < OUTGOING_HIGH || self.closed.is_some() {
             return Poll::Ready(());
         }
         self.blocked
@@ -245,10 +281,35 @@ impl State {
     /// Sends a message. On a closed connection it goes nowhere, as it would have a moment earlier.
     pub(super) fn send(&mut self, request: u32, message: &Message<'_>) -> Result<(), EncodeError> {
         if self.closed.is_none() {
+            match &mut self.silence {
+                Silence::None | Silence::Attached => {
+                    message.encode(request, &mut self.outgoing)?;
+                    self.wake_driver();
+                }
+                Silence::Asked { held, .. } | Silence::Kept(held) => {
+                    message.encode(request, held)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a message that a frozen agent takes.
+    fn send_through(&mut self, request: u32, message: &Message<'_>) -> Result<(), EncodeError> {
+        if self.closed.is_none() {
             message.encode(request, &mut self.outgoing)?;
             self.wake_driver();
         }
         Ok(())
+    }
+
+    /// The agent listens again.
+    fn end_silence(&mut self) {
+        let silence = std::mem::take(&mut self.silence);
+        if let Silence::Asked { held, .. } | Silence::Kept(held) = silence {
+            self.outgoing.extend_from_slice(&held);
+            self.wake_driver();
+        }
     }
 
     pub(super) fn wake_driver(&mut self) {
@@ -269,9 +330,40 @@ impl State {
     }
 
     /// Asks something whose answer is one frame.
-    pub(super) fn ask(&mut self, message: &Message<'_>) -> Result<u32, EncodeError> {
+    pub(super) fn ask(&mut self, message: &Message<'_>) -> Result<u32, Failure> {
+        let refuse = |why: &str| Err(Failure::new(ErrorCode::InvalidRequest, why));
+        match (message.kind(), &self.silence) {
+            (Kind::Freeze | Kind::Thaw, Silence::Attached) => return Err(unidentified()),
+            (Kind::Freeze, Silence::Asked { .. } | Silence::Kept(_)) => {
+                return refuse("it has been frozen, or is being frozen, already");
+            }
+            (Kind::Thaw, Silence::None | Silence::Asked { .. }) => {
+                return refuse("it is not frozen");
+            }
+            (Kind::Identify, Silence::Asked { .. } | Silence::Kept(_)) => {
+                return refuse(
+                    "it was frozen through this connection: it can only be thawed, or cloned and \
+                     the clone attached to",
+                );
+            }
+            _ => {}
+        }
         let request = self.new_request();
-        self.send(request, message)?;
+        let sent = match message.kind() {
+            // Before its answer to `Freeze` the agent may not be told anything.
+            Kind::Ping | Kind::PowerOff if matches!(self.silence, Silence::Asked { .. }) => {
+                self.send(request, message)
+            }
+            _ => self.send_through(request, message),
+        };
+        sent.map_err(|error| match error {
+            EncodeError::Identity(error) => error.into(),
+            error => Failure::new(ErrorCode::Internal, error.to_string()),
+        })?;
+        if let Message::Freeze(_) = message {
+            let held = Vec::new();
+            self.silence = Silence::Asked { request, held };
+        }
         self.answers.insert(request, Answer::Waiting(None));
         Ok(request)
     }
@@ -309,9 +401,16 @@ impl State {
     }
 
     /// Asks for a command, on behalf of one handle.
-    pub(super) fn spawn(&mut self, spawn: &Spawn) -> Result<u32, EncodeError> {
+    pub(super) fn spawn(&mut self, spawn: &Spawn) -> Result<u32, Failure> {
+        if let Silence::Attached = self.silence {
+            return Err(unidentified());
+        }
         let request = self.new_request();
-        self.send(request, &Message::Spawn(Cow::Borrowed(spawn)))?;
+        self.send(request, &Message::Spawn(Cow::Borrowed(spawn)))
+            .map_err(|error| match error {
+                EncodeError::Spawn(error) => error.into(),
+                error => Failure::new(ErrorCode::Internal, error.to_string()),
+            })?;
         self.channels.insert(
             request,
             Channel {
@@ -439,8 +538,30 @@ impl State {
                 self.powering_off = true;
                 return self.answer(request, kind, Answer::PoweringOff);
             }
+            Message::Frozen => return self.frozen(request),
+            Message::Thawed => {
+                let Silence::Kept(_) = self.silence else {
+                    return unexpected;
+                };
+                self.end_silence();
+                return self.answer(request, kind, Answer::Thawed);
+            }
+            Message::Identified => {
+                if let Silence::Attached = self.silence {
+                    self.silence = Silence::None;
+                }
+                return self.answer(request, kind, Answer::Identified);
+            }
             Message::Error(failure) if self.answers.contains_key(&request) => {
+                // It cannot be frozen.
+                if matches!(self.silence, Silence::Asked { request: it, .. } if it == request) {
+                    self.end_silence();
+                }
                 return self.answer(request, kind, Answer::Failed(failure));
+            }
+            // A frozen agent does nothing but answer.
+            _ if matches!(self.silence, Silence::Kept(_) | Silence::Attached) => {
+                return unexpected;
             }
             _ => {}
         }
@@ -514,6 +635,23 @@ impl State {
             _ => return unexpected,
         }
         self.collect(request);
+        Ok(())
+    }
+
+    fn frozen(&mut self, request: u32) -> Result<(), Received> {
+        let kind = Kind::Frozen;
+        match std::mem::take(&mut self.silence) {
+            Silence::Asked { held, .. } => self.silence = Silence::Kept(held),
+            _ => return Err(Malformed::Unexpected { kind }.into()),
+        }
+        let forgotten = matches!(self.answers.get(&request), Some(Answer::Forgotten));
+        self.answer(request, kind, Answer::Frozen)?;
+        if forgotten {
+            // Who asked has gone, and nobody else would thaw it.
+            if let Ok(request) = self.ask(&Message::Thaw) {
+                self.forget_answer(request);
+            }
+        }
         Ok(())
     }
 

@@ -11,11 +11,13 @@
 mod command;
 mod driver;
 mod error;
+mod identity;
 mod link;
 mod process;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
@@ -25,11 +27,16 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 pub use command::{Command, Stdin};
 pub use error::{Closed, Error, ErrorKind};
+pub use identity::Identity;
 pub use process::{Output, Process, ProcessControl, ProcessOutput, ProcessStdin};
 
-use crate::protocol::{Decoder, ErrorCode, Failure, Hello, Kind, Malformed, Message};
+use crate::protocol::{
+    Decoder, ErrorCode, FEATURE_FREEZE, Failure, Hello, Kind, Malformed, Message,
+};
+
+pub use crate::protocol::FreezeOptions;
 use driver::Driver;
-use link::{Answer, Link, Shared};
+use link::{Answer, Link, Shared, State};
 
 /// A connection to the agent of one guest.
 #[derive(Clone, Debug)]
@@ -78,12 +85,31 @@ impl Agent {
             .agree()
             .map_err(|mismatch| Error::version(ATTEMPT, mismatch))?;
 
-        let shared = Shared::new();
+        Ok(Self::drive(stream, decoder, hello, State::default()))
+    }
+
+    /// Takes over a stream to an agent that was frozen, in a clone of its guest. `hello` is what
+    /// the agent said when the connection was made ([`Agent::hello`]). Nothing is exchanged: the
+    /// first thing to do is [`Agent::identify`].
+    ///
+    /// Has to be called on a tokio runtime, which from then on runs the connection.
+    pub fn attach<S>(stream: S, hello: Hello) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        Self::drive(stream, Decoder::new(), hello, State::attached())
+    }
+
+    fn drive<S>(stream: S, decoder: Decoder, hello: Hello, state: State) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let shared = Shared::new(state);
         tokio::spawn(Driver::new(stream, Arc::clone(&shared), decoder).run());
-        Ok(Self {
+        Self {
             link: Arc::new(Link(shared)),
             hello: Arc::new(hello),
-        })
+        }
     }
 
     /// What the agent said of itself.
@@ -104,6 +130,48 @@ impl Agent {
     /// Dropping the future ends the command if it was started meanwhile.
     pub async fn spawn(&self, command: Command) -> Result<Process, Error> {
         Process::spawn(&self.link, command).await
+    }
+
+    /// Makes the agent fall silent, with nothing under way in either direction, so that the guest
+    /// can be saved. When this returns, it sends nothing until [`Agent::thaw`], and in each clone
+    /// until [`Agent::identify`] on a stream that was [attached](Agent::attach).
+    ///
+    /// Commands go on, as far as they can without their output being read. What handles on this
+    /// connection have to say waits until the agent is thawed.
+    ///
+    /// If the future is dropped, the agent is thawed as soon as it is frozen.
+    pub async fn freeze(&self, options: FreezeOptions) -> Result<(), Error> {
+        const ATTEMPT: &str = "freeze the guest's agent";
+        self.require_freeze(ATTEMPT)?;
+        self.ask(ATTEMPT, &Message::Freeze(options)).await
+    }
+
+    /// Lets a frozen agent go on as if nothing had been.
+    pub async fn thaw(&self) -> Result<(), Error> {
+        const ATTEMPT: &str = "thaw the guest's agent";
+        self.require_freeze(ATTEMPT)?;
+        self.ask(ATTEMPT, &Message::Thaw).await
+    }
+
+    /// Tells the guest who it is. When this returns, all of it has been applied; an error means
+    /// that the guest is nobody, and must not be used.
+    ///
+    /// In a clone this also lets the agent go on. The commands of the guest that it was cloned
+    /// from go on in the clone, too, but nothing is heard of them.
+    pub async fn identify(&self, identity: Identity) -> Result<(), Error> {
+        const ATTEMPT: &str = "give the guest an identity";
+        self.require_freeze(ATTEMPT)?;
+        let identity = Message::Identify(Cow::Owned(identity.into_wire()));
+        self.ask(ATTEMPT, &identity).await
+    }
+
+    fn require_freeze(&self, attempt: &str) -> Result<(), Error> {
+        if self.hello.features & FEATURE_FREEZE != 0 {
+            return Ok(());
+        }
+        let message = format!("the agent ({}) cannot be frozen", self.hello.software);
+        let failure = Failure::new(ErrorCode::Unsupported, message);
+        Err(Error::refused(attempt, failure))
     }
 
     /// Asks the agent to end everything and power the guest off. Returns when that has begun;
@@ -129,17 +197,16 @@ impl Agent {
         let request = self
             .link
             .with(|state| state.ask(message))
-            .map_err(|error| {
-                Error::refused(
-                    attempt,
-                    Failure::new(ErrorCode::Internal, error.to_string()),
-                )
-            })?;
+            .map_err(|failure| Error::refused(attempt, failure))?;
         let question = Question(&self.link, request);
         let answer =
             poll_fn(|context| question.0.with(|state| state.poll_answer(request, context))).await;
         match (answer, message.kind()) {
-            (Ok(Answer::Pong), Kind::Ping) | (Ok(Answer::PoweringOff), Kind::PowerOff) => Ok(()),
+            (Ok(Answer::Pong), Kind::Ping)
+            | (Ok(Answer::PoweringOff), Kind::PowerOff)
+            | (Ok(Answer::Frozen), Kind::Freeze)
+            | (Ok(Answer::Thawed), Kind::Thaw)
+            | (Ok(Answer::Identified), Kind::Identify) => Ok(()),
             (Ok(Answer::Failed(failure)), _) => Err(Error::refused(attempt, failure)),
             // An answer of the wrong kind, which a correct agent never gives.
             (Ok(_), kind) => Err(Error::closed(

@@ -10,9 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::link::{Channel, Link, State, keep_waker};
 use super::{Closed, Command, Error};
-use crate::protocol::{
-    EncodeError, ErrorCode, Failure, MAX_DATA, Message, Outcome, PtySize, Stream,
-};
+use crate::protocol::{ErrorCode, Failure, MAX_DATA, Message, Outcome, PtySize, Stream};
 
 /// One user of a command's channel, which lasts until the last is dropped.
 #[derive(Debug)]
@@ -79,13 +77,9 @@ impl Process {
         let name = command.name();
         let spawn = command.into_spawn();
         poll_fn(|context| link.with(|state| state.poll_room(context))).await;
-        let request = link.with(|state| state.spawn(&spawn)).map_err(|error| {
-            let failure = match error {
-                EncodeError::Spawn(error) => error.into(),
-                other => Failure::new(ErrorCode::Internal, other.to_string()),
-            };
-            Error::refused(format!("run {name:?} in the guest"), failure)
-        })?;
+        let request = link
+            .with(|state| state.spawn(&spawn))
+            .map_err(|failure| Error::refused(format!("run {name:?} in the guest"), failure))?;
         let handle = Handle {
             link: Arc::clone(link),
             request,

@@ -9,7 +9,7 @@
 //! 12  payload
 //! ```
 
-use super::{MAX_DATA, MAX_MESSAGE, MAX_SPAWN, Malformed, Stream};
+use super::{MAX_DATA, MAX_IDENTIFY, MAX_MESSAGE, MAX_SPAWN, Malformed, Stream};
 
 /// The size of a frame's header.
 pub const HEADER_LEN: usize = 12;
@@ -30,6 +30,18 @@ pub enum Kind {
     PowerOff = 5,
     /// Answers `PowerOff`: it has begun.
     PoweringOff = 6,
+    /// Asks the agent to fall silent at a frame's end, so that the machine can be saved.
+    Freeze = 7,
+    /// Answers `Freeze`, and is the last thing that is said until the host speaks again.
+    Frozen = 8,
+    /// Asks a frozen agent to go on as if nothing had been.
+    Thaw = 9,
+    /// Answers `Thaw`.
+    Thawed = 10,
+    /// Tells a guest who it is from now on; a frozen one that it is a clone.
+    Identify = 11,
+    /// Answers `Identify`: all of it has been applied.
+    Identified = 12,
     /// Asks for a command to be started.
     Spawn = 16,
     /// Answers `Spawn`: the command runs.
@@ -59,6 +71,12 @@ impl Kind {
             4 => Self::Error,
             5 => Self::PowerOff,
             6 => Self::PoweringOff,
+            7 => Self::Freeze,
+            8 => Self::Frozen,
+            9 => Self::Thaw,
+            10 => Self::Thawed,
+            11 => Self::Identify,
+            12 => Self::Identified,
             16 => Self::Spawn,
             17 => Self::Started,
             18 => Self::Data,
@@ -80,8 +98,17 @@ impl Kind {
             Self::Spawn => MAX_SPAWN,
             Self::Data => MAX_DATA,
             Self::Error => MAX_MESSAGE + 8,
-            Self::Ping | Self::Pong | Self::PowerOff | Self::PoweringOff | Self::Kill => 0,
-            Self::Reset | Self::Signal => 1,
+            Self::Identify => MAX_IDENTIFY,
+            Self::Ping
+            | Self::Pong
+            | Self::PowerOff
+            | Self::PoweringOff
+            | Self::Frozen
+            | Self::Thaw
+            | Self::Thawed
+            | Self::Identified
+            | Self::Kill => 0,
+            Self::Reset | Self::Signal | Self::Freeze => 1,
             Self::Started => 4,
             Self::Window => 5,
             Self::Resize => 4,
@@ -255,6 +282,11 @@ impl Decoder {
             request,
             payload,
         }))
+    }
+
+    /// Overwrites what the frames that have been taken were made of.
+    pub fn wipe(&mut self) {
+        self.buffer[..self.start].fill(0);
     }
 
     /// How many bytes have come that no frame has been made of yet.

@@ -13,6 +13,8 @@ pub const FEATURE_PTY: u64 = 1 << 0;
 /// The agent puts each command into a cgroup of its own, so that nothing a command has started
 /// can get away from its end, and memory and process limits hold for all of it together.
 pub const FEATURE_CGROUP: u64 = 1 << 1;
+/// The agent can be frozen, thawed, and given an identity (`Freeze`, `Thaw`, `Identify`).
+pub const FEATURE_FREEZE: u64 = 1 << 2;
 
 /// Tells this protocol from anything else that might listen. The line ending shows a stream that
 /// was mangled as text.

@@ -8,7 +8,8 @@ use super::codec::{Reader, put_string};
 use super::frame::data_flags;
 use super::spawn::micros;
 use super::{
-    Frame, HEADER_LEN, Header, Hello, Kind, MAX_DATA, MAX_MESSAGE, Malformed, Spawn, SpawnError,
+    Frame, FreezeOptions, HEADER_LEN, Header, Hello, Identity, IdentityError, Kind, MAX_DATA,
+    MAX_MESSAGE, Malformed, Spawn, SpawnError,
 };
 
 /// A stream of a command.
@@ -123,6 +124,10 @@ pub enum ErrorCode {
     Version = 2,
     /// As many requests as the agent takes are under way.
     TooManyRequests = 3,
+    /// The agent is frozen: it has to be thawed or identified first.
+    Frozen = 4,
+    /// A step of an identity could not be applied. A frozen agent stays frozen.
+    Identity = 5,
     /// A command without a program.
     EmptyCommand = 16,
     /// No such program.
@@ -155,6 +160,8 @@ impl ErrorCode {
             1 => Self::Malformed,
             2 => Self::Version,
             3 => Self::TooManyRequests,
+            4 => Self::Frozen,
+            5 => Self::Identity,
             16 => Self::EmptyCommand,
             17 => Self::NotFound,
             18 => Self::PermissionDenied,
@@ -203,6 +210,12 @@ impl From<SpawnError> for Failure {
     }
 }
 
+impl From<IdentityError> for Failure {
+    fn from(error: IdentityError) -> Self {
+        Self::new(error.code(), error.to_string())
+    }
+}
+
 /// Why a message cannot be sent.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -210,6 +223,9 @@ pub enum EncodeError {
     /// The command is over a limit.
     #[error(transparent)]
     Spawn(#[from] SpawnError),
+    /// The identity is none.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     /// More bytes of a stream than a frame carries.
     #[error("{0} bytes are more than the {MAX_DATA} of one frame")]
     Data(usize),
@@ -230,6 +246,18 @@ pub enum Message<'a> {
     PowerOff,
     /// See [`Kind::PoweringOff`].
     PoweringOff,
+    /// See [`Kind::Freeze`].
+    Freeze(FreezeOptions),
+    /// See [`Kind::Frozen`].
+    Frozen,
+    /// See [`Kind::Thaw`].
+    Thaw,
+    /// See [`Kind::Thawed`].
+    Thawed,
+    /// See [`Kind::Identify`].
+    Identify(Cow<'a, Identity>),
+    /// See [`Kind::Identified`].
+    Identified,
     /// See [`Kind::Spawn`].
     Spawn(Cow<'a, Spawn>),
     /// See [`Kind::Started`].
@@ -288,6 +316,12 @@ impl Message<'_> {
             Self::Error(_) => Kind::Error,
             Self::PowerOff => Kind::PowerOff,
             Self::PoweringOff => Kind::PoweringOff,
+            Self::Freeze(_) => Kind::Freeze,
+            Self::Frozen => Kind::Frozen,
+            Self::Thaw => Kind::Thaw,
+            Self::Thawed => Kind::Thawed,
+            Self::Identify(_) => Kind::Identify,
+            Self::Identified => Kind::Identified,
             Self::Spawn(_) => Kind::Spawn,
             Self::Started { .. } => Kind::Started,
             Self::Data { .. } => Kind::Data,
@@ -321,7 +355,17 @@ impl Message<'_> {
 
     fn encode_payload(&self, out: &mut Vec<u8>) -> Result<u8, EncodeError> {
         match self {
-            Self::Ping | Self::Pong | Self::PowerOff | Self::PoweringOff | Self::Kill => {}
+            Self::Ping
+            | Self::Pong
+            | Self::PowerOff
+            | Self::PoweringOff
+            | Self::Frozen
+            | Self::Thaw
+            | Self::Thawed
+            | Self::Identified
+            | Self::Kill => {}
+            Self::Freeze(options) => options.encode(out),
+            Self::Identify(identity) => identity.encode(out)?,
             Self::Hello(hello) => hello.encode(out),
             Self::Error(failure) => {
                 out.extend_from_slice(&(failure.code as u16).to_le_bytes());
@@ -365,6 +409,14 @@ impl<'a> Message<'a> {
             Kind::PowerOff => Self::PowerOff,
             Kind::PoweringOff => Self::PoweringOff,
             Kind::Kill => Self::Kill,
+            Kind::Freeze => Self::Freeze(FreezeOptions::decode(&mut reader)?),
+            Kind::Frozen => Self::Frozen,
+            Kind::Thaw => Self::Thaw,
+            Kind::Thawed => Self::Thawed,
+            Kind::Identified => Self::Identified,
+            Kind::Identify => {
+                return Identity::decode(payload).map(|it| Self::Identify(Cow::Owned(it)));
+            }
             // Later versions may append to it, so what follows is left alone.
             Kind::Hello => return Hello::decode(payload).map(Self::Hello),
             Kind::Spawn => {

@@ -16,6 +16,9 @@
 //!                              <-      Window{stdin, n}
 //! Signal, Resize, Kill, Reset   ->
 //!                              <-      Exited{status, usage}
+//! Freeze{options}               ->     Frozen, then silence
+//! Thaw                          ->     Thawed
+//! Identify{entropy, clock, ...} ->     Identified  or  Error{code, message}
 //! PowerOff                      ->     PoweringOff, then the end of the stream
 //! ```
 //!
@@ -33,6 +36,21 @@
 //! what is still in the output pipes may follow `Exited`. A `Data` frame with the end flag is the
 //! last of its stream in every case. The host may reuse the number after `Exited` and both ends.
 //!
+//! # Freezing
+//! A machine is saved between two frames, so that neither end has to be told that it was. After
+//! `Freeze` the host sends nothing until its answer has come. The agent ends the frame that it is
+//! at, sends what it owes and then `Frozen`, and from then on nothing at all, whatever its
+//! commands do, until the host says one of two things:
+//!
+//! - `Thaw`: it goes on where it was. This is for the machine that was saved.
+//! - `Identify`: it is a clone, and this is who it is. Commands that were under way belong to the
+//!   other machine's host. Here they go on, within their timeouts, but nobody hears of them:
+//!   their output is read and dropped, their end is not reported, and their numbers are free.
+//!
+//! Until then it starts no command. `Ping` and `PowerOff` are answered, and change nothing of
+//! that. An identity that could not be applied as a whole leaves the agent frozen. `Identify` can
+//! also be sent to an agent that is not frozen; then nothing happens to its commands.
+//!
 //! # Errors
 //! An `Error` frame with a request's number ends that request. One with number zero concerns the
 //! connection, which is closed after it.
@@ -40,13 +58,17 @@
 mod codec;
 mod frame;
 mod hello;
+mod identity;
 mod message;
 mod spawn;
 #[cfg(test)]
 mod tests;
 
 pub use frame::{Decoder, Frame, HEADER_LEN, Header, Kind, data_flags};
-pub use hello::{FEATURE_CGROUP, FEATURE_PTY, Hello, MIN_VERSION, VERSION, VersionMismatch};
+pub use hello::{
+    FEATURE_CGROUP, FEATURE_FREEZE, FEATURE_PTY, Hello, MIN_VERSION, VERSION, VersionMismatch,
+};
+pub use identity::{ENTROPY, FreezeOptions, Identity, IdentityError, Variables};
 pub use message::{EncodeError, ErrorCode, Failure, Message, Outcome, PtySize, Status, Stream};
 pub use spawn::{Limits, Spawn, SpawnError};
 
@@ -59,6 +81,10 @@ pub const MAX_REQUESTS: usize = 256;
 /// The most bytes of an encoded `Spawn`. Linux itself takes a quarter of the stack limit for
 /// arguments and environment together (execve(2)), 2 MiB with the usual 8 MiB of stack.
 pub const MAX_SPAWN: usize = 2 * 1024 * 1024;
+/// The most bytes of an encoded `Identity`.
+pub const MAX_IDENTIFY: usize = 512 * 1024;
+/// The most bytes of a host name: Linux's `__NEW_UTS_LEN`.
+pub const MAX_HOSTNAME: usize = 64;
 /// The most strings in the arguments, or in the environment, of a command.
 pub const MAX_STRINGS: usize = 65_536;
 /// The most bytes in one argument or `NAME=value` pair: Linux's `MAX_ARG_STRLEN` of 32 pages, less

@@ -155,7 +155,7 @@ mod option {
 /// How a limit that is not set is written. As a number it would be no limit either.
 const UNLIMITED: u64 = u64::MAX;
 
-fn shorten(bytes: &[u8]) -> String {
+pub(super) fn shorten(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes.get(..64).unwrap_or(bytes)).into_owned()
 }
 
@@ -165,14 +165,7 @@ impl Spawn {
         if self.argv.first().is_none_or(Vec::is_empty) {
             return Err(SpawnError::EmptyCommand);
         }
-        for (what, count) in [
-            ("arguments", self.argv.len()),
-            ("environment variables", self.env.len()),
-        ] {
-            if count > MAX_STRINGS {
-                return Err(SpawnError::TooMany { what, count });
-            }
-        }
+        check_count("arguments", self.argv.len())?;
         for (index, argument) in self.argv.iter().enumerate() {
             if argument.len() > MAX_ARGUMENT {
                 return Err(SpawnError::ArgumentTooLong {
@@ -182,23 +175,7 @@ impl Spawn {
             }
             check_zero(argument, || format!("argument {index}"))?;
         }
-        for (name, value) in &self.env {
-            if name.is_empty() || name.contains(&b'=') {
-                return Err(SpawnError::VariableName {
-                    name: shorten(name),
-                });
-            }
-            let length = name.len().saturating_add(value.len()).saturating_add(1);
-            if length > MAX_ARGUMENT {
-                return Err(SpawnError::VariableTooLong {
-                    name: shorten(name),
-                    length,
-                });
-            }
-            let what = || format!("the environment variable {}", shorten(name));
-            check_zero(name, what)?;
-            check_zero(value, what)?;
-        }
+        check_variables(&self.env)?;
         if self.cwd.len() > MAX_PATH {
             return Err(SpawnError::DirectoryTooLong {
                 length: self.cwd.len(),
@@ -328,6 +305,36 @@ impl Spawn {
     }
 }
 
+/// Checks names and values, and their number.
+pub(super) fn check_variables(variables: &[(Vec<u8>, Vec<u8>)]) -> Result<(), SpawnError> {
+    check_count("environment variables", variables.len())?;
+    for (name, value) in variables {
+        if name.is_empty() || name.contains(&b'=') {
+            return Err(SpawnError::VariableName {
+                name: shorten(name),
+            });
+        }
+        let length = name.len().saturating_add(value.len()).saturating_add(1);
+        if length > MAX_ARGUMENT {
+            return Err(SpawnError::VariableTooLong {
+                name: shorten(name),
+                length,
+            });
+        }
+        let what = || format!("the environment variable {}", shorten(name));
+        check_zero(name, what)?;
+        check_zero(value, what)?;
+    }
+    Ok(())
+}
+
+fn check_count(what: &'static str, count: usize) -> Result<(), SpawnError> {
+    if count > MAX_STRINGS {
+        return Err(SpawnError::TooMany { what, count });
+    }
+    Ok(())
+}
+
 fn check_zero(bytes: &[u8], what: impl FnOnce() -> String) -> Result<(), SpawnError> {
     if bytes.contains(&0) {
         return Err(SpawnError::ZeroByte { what: what() });
@@ -335,7 +342,7 @@ fn check_zero(bytes: &[u8], what: impl FnOnce() -> String) -> Result<(), SpawnEr
     Ok(())
 }
 
-fn read_count(reader: &mut Reader<'_>, field: &'static str) -> Result<usize, Malformed> {
+pub(super) fn read_count(reader: &mut Reader<'_>, field: &'static str) -> Result<usize, Malformed> {
     let count = reader.u32(field)? as usize;
     if count > MAX_STRINGS {
         return Err(reader.out_of_range(field, count as u64));

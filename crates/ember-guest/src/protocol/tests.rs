@@ -49,6 +49,18 @@ fn spawn() -> Spawn {
     }
 }
 
+fn identity() -> Identity {
+    Identity {
+        entropy: [0xee; ENTROPY],
+        realtime: Duration::from_nanos(0x0102_0304_0506_0708),
+        hostname: b"h".to_vec(),
+        machine_id: [0xaa; 16],
+        boot_id: [0xbb; 16],
+        env: vec![(b"A".to_vec(), b"1".to_vec())],
+        secrets: vec![(b"S".to_vec(), b"hush".to_vec())],
+    }
+}
+
 /// The bytes of every kind of frame.
 ///
 /// Agents that run inside snapshots speak exactly this. If this test fails, do not update the
@@ -78,6 +90,20 @@ fn golden_frames() {
         "01000000 01000000 41 01000000 31",
     ]
     .concat();
+    let identity_bytes = [
+        "8c000000 0b 00 0000 04000000",
+        &"ee".repeat(ENTROPY),
+        "0807060504030201",
+        &"aa".repeat(16),
+        &"bb".repeat(16),
+        "01000000 68",
+        "01000000 01000000 41 01000000 31",
+        "01000000 01000000 53 04000000 68757368",
+    ]
+    .concat();
+    let release_memory = FreezeOptions {
+        release_memory: true,
+    };
     let cases: &[(u32, Message<'_>, &str)] = &[
         (
             0,
@@ -93,6 +119,25 @@ fn golden_frames() {
         ),
         (2, Message::PowerOff, "00000000 05 00 0000 02000000"),
         (2, Message::PoweringOff, "00000000 06 00 0000 02000000"),
+        (
+            3,
+            Message::Freeze(release_memory),
+            "01000000 07 00 0000 03000000 01",
+        ),
+        (
+            3,
+            Message::Freeze(FreezeOptions::default()),
+            "01000000 07 00 0000 03000000 00",
+        ),
+        (3, Message::Frozen, "00000000 08 00 0000 03000000"),
+        (4, Message::Thaw, "00000000 09 00 0000 04000000"),
+        (4, Message::Thawed, "00000000 0a 00 0000 04000000"),
+        (
+            4,
+            Message::Identify(Cow::Owned(identity())),
+            &identity_bytes,
+        ),
+        (4, Message::Identified, "00000000 0c 00 0000 04000000"),
         (7, Message::Spawn(Cow::Owned(spawn())), &spawn_bytes),
         (
             7,
@@ -177,6 +222,8 @@ fn error_codes_keep_their_numbers() {
         (Malformed, 1),
         (Version, 2),
         (TooManyRequests, 3),
+        (Frozen, 4),
+        (Identity, 5),
         (EmptyCommand, 16),
         (NotFound, 17),
         (PermissionDenied, 18),
@@ -260,6 +307,9 @@ fn headers_that_cannot_be() {
 fn a_long_frame_is_refused_by_its_header() {
     for (kind, limit) in [
         (Kind::Spawn, MAX_SPAWN),
+        (Kind::Identify, MAX_IDENTIFY),
+        (Kind::Freeze, 1),
+        (Kind::Thaw, 0),
         (Kind::Data, MAX_DATA),
         (Kind::Pong, 0),
     ] {
@@ -326,6 +376,11 @@ fn payloads_that_cannot_be() {
         out_of_range(decode(Kind::Error, 0, &[1, 0, 0, 0, 0, 0x80])),
         ("message", 0x8000_0000)
     );
+    assert_eq!(out_of_range(decode(Kind::Freeze, 0, &[2])), ("options", 2));
+    assert!(matches!(
+        decode(Kind::Freeze, 0, &[]),
+        Malformed::Truncated { .. }
+    ));
     let mut bytes = encode(1, &Message::Spawn(Cow::Owned(spawn())));
     let payload = &mut bytes[HEADER_LEN..];
     payload[0] = 0x10;
@@ -489,6 +544,160 @@ fn commands_that_cannot_be_say_why() {
     }
 }
 
+/// Cut anywhere, too long, or with counts and lengths that nothing follows.
+#[test]
+fn identities_that_are_malformed() {
+    let bytes = encode(1, &Message::Identify(Cow::Owned(identity())));
+    let payload = &bytes[HEADER_LEN..];
+    fn decode(payload: &[u8]) -> Result<Message<'_>, Malformed> {
+        Message::decode(Frame {
+            kind: Kind::Identify,
+            flags: 0,
+            request: 1,
+            payload,
+        })
+    }
+    for cut in 0..payload.len() {
+        assert!(
+            matches!(decode(&payload[..cut]), Err(Malformed::Truncated { .. })),
+            "cut at {cut}"
+        );
+    }
+    let longer = [payload, &[0]].concat();
+    assert!(matches!(
+        decode(&longer),
+        Err(Malformed::Trailing { extra: 1, .. })
+    ));
+    let hostname = ENTROPY + 8 + 32;
+    for (place, field) in [
+        (hostname, "host name"),
+        (hostname + 5, "environment"),
+        (hostname + 9, "environment"),
+        (hostname + 14, "environment"),
+        (hostname + 19, "secrets"),
+    ] {
+        let mut payload = payload.to_vec();
+        payload[place..place + 4].copy_from_slice(&u32::MAX.to_le_bytes());
+        match decode(&payload) {
+            Err(Malformed::OutOfRange { field: it, .. }) => assert_eq!(it, field, "at {place}"),
+            other => panic!("{other:?} at {place}"),
+        }
+    }
+}
+
+#[test]
+fn identities_that_cannot_be_say_why() {
+    let refused = |identity: Identity| {
+        let mut out = vec![1, 2, 3];
+        let message = Message::Identify(Cow::Owned(identity));
+        let Err(EncodeError::Identity(error)) = message.encode(1, &mut out) else {
+            panic!()
+        };
+        assert_eq!(out, [1, 2, 3], "a refused message leaves nothing behind");
+        (error.code(), error.to_string())
+    };
+    identity().validate().unwrap();
+    let plain = Identity {
+        hostname: vec![],
+        env: vec![],
+        secrets: vec![],
+        ..identity()
+    };
+    plain.validate().unwrap();
+    let invalid = [
+        (
+            Identity {
+                entropy: [0; ENTROPY],
+                ..identity()
+            },
+            "the entropy of an identity is all zeroes",
+        ),
+        (
+            Identity {
+                machine_id: [0; 16],
+                ..identity()
+            },
+            "the machine id of an identity is all zeroes",
+        ),
+        (
+            Identity {
+                boot_id: [0; 16],
+                ..identity()
+            },
+            "the boot id of an identity is all zeroes",
+        ),
+        (
+            Identity {
+                realtime: Duration::from_nanos(1 << 63),
+                ..identity()
+            },
+            "the wall clock cannot be set to 9223372036 s after 1970",
+        ),
+        (
+            Identity {
+                hostname: vec![b'x'; MAX_HOSTNAME + 1],
+                ..identity()
+            },
+            "cannot be a host name",
+        ),
+        (
+            Identity {
+                hostname: b"a/b".to_vec(),
+                ..identity()
+            },
+            "\"a/b\" cannot be a host name",
+        ),
+        (
+            Identity {
+                env: vec![(b"A=B".to_vec(), vec![])],
+                ..identity()
+            },
+            "cannot be the name of an environment variable",
+        ),
+        (
+            Identity {
+                secrets: vec![(b"A".to_vec(), b"\0".to_vec())],
+                ..identity()
+            },
+            "the environment variable A contains a zero byte",
+        ),
+    ];
+    for (identity, expected) in invalid {
+        let (code, message) = refused(identity);
+        assert_eq!(code, ErrorCode::InvalidRequest);
+        assert!(message.contains(expected), "{message}");
+    }
+    let many = Identity {
+        env: vec![(b"A".to_vec(), vec![b'x'; 100_000]); 6],
+        ..identity()
+    };
+    assert_eq!(refused(many).0, ErrorCode::ArgumentTooLong);
+}
+
+#[test]
+fn secrets_and_entropy_do_not_show() {
+    let shown = format!("{:?}", Message::Identify(Cow::Owned(identity())));
+    assert!(!shown.contains("hush") && !shown.contains("104, 117, 115, 104"));
+    assert!(
+        !shown.contains("238, 238") && !shown.contains("eeee"),
+        "{shown}"
+    );
+    assert!(shown.contains("\"S\"") && shown.contains("bbbb"), "{shown}");
+}
+
+#[test]
+fn a_wiped_decoder_has_nothing_of_what_it_gave() {
+    let mut decoder = Decoder::new();
+    decoder.feed(&encode(1, &Message::Identify(Cow::Owned(identity()))));
+    let ping = encode(2, &Message::Ping);
+    decoder.feed(&ping[..5]);
+    assert!(decoder.next_frame().unwrap().is_some());
+    decoder.wipe();
+    assert!(!format!("{decoder:?}").contains("104, 117, 115, 104"));
+    decoder.feed(&ping[5..]);
+    assert_eq!(decoder.next_frame().unwrap().unwrap().kind, Kind::Ping);
+}
+
 #[test]
 fn versions_agree_or_say_why_not() {
     let hello = |min_version, version| Hello {
@@ -633,8 +842,37 @@ prop_compose! {
     }
 }
 
+prop_compose! {
+    fn identities()(
+        seed in 1..=255u8,
+        realtime in 0..1u64 << 63,
+        hostname in "[a-z.-]{0,64}",
+        env in proptest::collection::vec(("[A-Z_]{1,9}", bytes(40)), 0..8),
+        secrets in proptest::collection::vec(("[A-Z_]{1,9}", bytes(40)), 0..8),
+    ) -> Identity {
+        let variables = |list: Vec<(String, Vec<u8>)>| {
+            list.into_iter().map(|(name, value)| (name.into_bytes(), value)).collect()
+        };
+        Identity {
+            entropy: [seed; ENTROPY],
+            realtime: Duration::from_nanos(realtime),
+            hostname: hostname.into_bytes(),
+            machine_id: [seed; 16],
+            boot_id: [seed; 16],
+            env: variables(env),
+            secrets: variables(secrets),
+        }
+    }
+}
+
 fn messages() -> impl Strategy<Value = Message<'static>> {
     prop_oneof![
+        any::<bool>().prop_map(|release_memory| Message::Freeze(FreezeOptions { release_memory })),
+        Just(Message::Frozen),
+        Just(Message::Thaw),
+        Just(Message::Thawed),
+        identities().prop_map(|identity| Message::Identify(Cow::Owned(identity))),
+        Just(Message::Identified),
         Just(Message::Ping),
         Just(Message::Pong),
         Just(Message::Kill),
@@ -699,7 +937,7 @@ proptest! {
         kind in prop_oneof![
             Just(Kind::Hello), Just(Kind::Error), Just(Kind::Spawn), Just(Kind::Started),
             Just(Kind::Data), Just(Kind::Window), Just(Kind::Reset), Just(Kind::Signal),
-            Just(Kind::Resize), Just(Kind::Exited),
+            Just(Kind::Resize), Just(Kind::Exited), Just(Kind::Freeze), Just(Kind::Identify),
         ],
         flags in 0..8u8,
         payload in proptest::collection::vec(prop_oneof![Just(0u8), any::<u8>()], 0..300),
@@ -707,6 +945,7 @@ proptest! {
         let request = u32::from(kind != Kind::Hello);
         if let Ok(message) = Message::decode(Frame { kind, flags, request, payload: &payload })
             && !matches!(&message, Message::Spawn(spawn) if spawn.validate().is_err())
+            && !matches!(&message, Message::Identify(it) if it.validate().is_err())
         {
             let again = encode(request, &message);
             let mut decoder = Decoder::new();

@@ -50,6 +50,9 @@ impl TestAgent {
             .args(&words[1..])
             .arg("--serve-unix")
             .arg(directory.path().join("socket"));
+        let identity = directory.path().join("identity");
+        fs::create_dir(&identity).unwrap();
+        command.arg("--identity").arg(identity);
         if let Some(cgroup) = &cgroup {
             command.arg("--cgroup").arg(cgroup);
         }
@@ -75,6 +78,11 @@ impl TestAgent {
 
     pub(crate) fn socket(&self) -> PathBuf {
         self.directory.path().join("socket")
+    }
+
+    /// What the agent changed in place of this machine's identity.
+    pub(crate) fn identity(&self, what: &str) -> PathBuf {
+        self.directory.path().join("identity").join(what)
     }
 
     pub(crate) fn pid(&self) -> u32 {

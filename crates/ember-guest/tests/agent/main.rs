@@ -9,6 +9,7 @@
 
 mod commands;
 mod common;
+mod freezing;
 mod refusals;
 mod streams;
 mod terminal;

@@ -12,14 +12,14 @@ use ember_guest::protocol::{
 use crate::common::{PATIENCE, TestAgent, processes_with, sh, text, unique_sleep};
 
 /// A connection by hand.
-struct Raw {
-    stream: UnixStream,
+pub(crate) struct Raw {
+    pub(crate) stream: UnixStream,
     decoder: Decoder,
 }
 
 /// What came, as far as these tests look at it.
 #[derive(Debug, PartialEq, Eq)]
-enum Came {
+pub(crate) enum Came {
     Frame(u32, Kind),
     Failure(u32, Failure),
     Data(u32, Vec<u8>, bool),
@@ -27,7 +27,7 @@ enum Came {
 }
 
 impl Raw {
-    fn connect(test: &TestAgent) -> Self {
+    pub(crate) fn connect(test: &TestAgent) -> Self {
         let stream = UnixStream::connect(test.socket()).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut raw = Self {
@@ -38,25 +38,25 @@ impl Raw {
         raw
     }
 
-    fn greeted(test: &TestAgent) -> Self {
+    pub(crate) fn greeted(test: &TestAgent) -> Self {
         let mut raw = Self::connect(test);
         raw.send(0, &Message::Hello(Hello::ours(0)));
         raw
     }
 
-    fn bytes(request: u32, message: &Message<'_>) -> Vec<u8> {
+    pub(crate) fn bytes(request: u32, message: &Message<'_>) -> Vec<u8> {
         let mut bytes = Vec::new();
         message.encode(request, &mut bytes).unwrap();
         bytes
     }
 
-    fn send(&mut self, request: u32, message: &Message<'_>) {
+    pub(crate) fn send(&mut self, request: u32, message: &Message<'_>) {
         self.stream
             .write_all(&Self::bytes(request, message))
             .unwrap();
     }
 
-    fn spawn(&mut self, request: u32, script: &str) {
+    pub(crate) fn spawn(&mut self, request: u32, script: &str) {
         let spawn = Spawn {
             argv: vec![b"/bin/sh".to_vec(), b"-c".to_vec(), script.into()],
             stdin: true,
@@ -66,7 +66,7 @@ impl Raw {
         assert_eq!(self.next(), Came::Frame(request, Kind::Started));
     }
 
-    fn next(&mut self) -> Came {
+    pub(crate) fn next(&mut self) -> Came {
         loop {
             if let Some(frame) = self.decoder.next_frame().unwrap() {
                 let request = frame.request;
@@ -88,8 +88,14 @@ impl Raw {
         }
     }
 
+    /// How many bytes have come that belong to no frame yet.
+    pub(crate) fn pending(&mut self) -> usize {
+        assert_eq!(self.decoder.next_frame().unwrap(), None);
+        self.decoder.pending()
+    }
+
     /// The connection is refused with this message, and closed.
-    fn refused(&mut self, code: ErrorCode, message: &str) {
+    pub(crate) fn refused(&mut self, code: ErrorCode, message: &str) {
         loop {
             match self.next() {
                 Came::Failure(0, failure) => {

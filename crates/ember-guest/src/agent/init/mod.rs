@@ -19,6 +19,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, socket};
 use nix::sys::stat::{Mode, umask};
 
+use super::identity::Identities;
 use super::server::{Agent, End};
 use super::sys;
 use super::tree::Trees;
@@ -60,6 +61,8 @@ enum BootError {
     Module { path: String, source: io::Error },
     #[error("on the kernel's command line, {0}")]
     Parameter(#[from] ParameterError),
+    #[error("cannot put a file in the place of the kernel's boot id: {0}")]
+    Identity(io::Error),
     #[error("cannot start the agent: {0}")]
     Agent(io::Error),
     #[error("cannot connect to port {port} of the host by vsock: {errno}", errno = errno.desc())]
@@ -114,7 +117,10 @@ fn live() -> Result<(), BootError> {
         true => Trees::cgroups(Path::new(CGROUPS)),
         false => Ok(Trees::by_session()),
     };
-    let mut agent = trees.and_then(Agent::new).map_err(BootError::Agent)?;
+    let identities = Identities::of_guest().map_err(BootError::Identity)?;
+    let mut agent = trees
+        .and_then(|trees| Agent::new(trees, identities))
+        .map_err(BootError::Agent)?;
     let port = parameters.port;
     let mut first = Some(Instant::now() + FIRST_CONNECTION);
     let mut refusal = None;

@@ -119,6 +119,17 @@ impl Command {
         self.forced && self.exit.is_some()
     }
 
+    /// Its open outputs.
+    pub(super) fn outputs(&self) -> impl Iterator<Item = (Stream, BorrowedFd<'_>)> {
+        let outputs = [
+            (Stream::Stdout, self.stdout.as_ref()),
+            (Stream::Stderr, self.stderr.as_ref()),
+        ];
+        outputs
+            .into_iter()
+            .filter_map(|(stream, output)| Some((stream, output?.fd())))
+    }
+
     pub(super) fn outputs_closed(&self) -> bool {
         self.stdout.is_none() && self.stderr.is_none()
     }

@@ -38,7 +38,8 @@ pub(super) struct Connection {
 /// What a read brought.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Read {
-    Bytes,
+    /// So many bytes, for the decoder.
+    Bytes(usize),
     Nothing,
     End,
 }
@@ -92,7 +93,7 @@ impl Connection {
                 // a change (epoll(7), question 9). Saves the read that would say so.
                 self.readable = count == scratch.len() || self.hung_up;
                 self.decoder.feed(&scratch[..count]);
-                Read::Bytes
+                Read::Bytes(count)
             }
             Err(Errno::EINTR) => Read::Nothing,
             Err(Errno::EAGAIN) => {
@@ -106,6 +107,11 @@ impl Connection {
     pub(super) fn send(&mut self, request: u32, message: &Message<'_>) {
         // What the agent sends is within the limits: texts are cut, and data goes the other way.
         let _ = message.encode(request, &mut self.outgoing);
+    }
+
+    /// Everything has been written.
+    pub(super) fn is_flushed(&self) -> bool {
+        self.queued() == 0
     }
 
     /// Reads a command's output once, into a frame of what there is and fits `scratch`.

@@ -6,6 +6,7 @@
 
 mod command;
 mod connection;
+mod freeze;
 mod session;
 
 use std::io;
@@ -17,6 +18,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use super::identity::Identities;
 use super::spawn::Spawner;
 use super::sys;
 use super::tree::{Tree, Trees};
@@ -49,6 +51,7 @@ pub(crate) struct Agent {
     told_to_end: bool,
     trees: Trees,
     spawner: Spawner,
+    identities: Identities,
     /// What commands have left behind and their deadlines, if they had any.
     lingering: Vec<(Tree, Option<Instant>)>,
     /// For what is read, from wherever: as much as a frame of data holds.
@@ -61,7 +64,16 @@ enum Token {
     Connection,
     Signals,
     Source,
-    Stream(u32, Stream),
+    Stream(Id, Stream),
+}
+
+/// Names a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Id {
+    /// By the host's request.
+    Request(u32),
+    /// By a number of the agent's own: the host that asked for it is another machine's.
+    Detached(u32),
 }
 
 impl Token {
@@ -70,27 +82,34 @@ impl Token {
             Self::Connection => 0,
             Self::Signals => 1,
             Self::Source => 2,
-            Self::Stream(request, stream) => u64::from(request) << 8 | 4 | stream as u64,
+            Self::Stream(Id::Request(number), stream) => u64::from(number) << 8 | 4 | stream as u64,
+            Self::Stream(Id::Detached(number), stream) => {
+                u64::from(number) << 8 | 8 | stream as u64
+            }
         }
     }
 
     fn unpack(data: u64) -> Self {
         // The number was packed by `pack` and is 32 bits wide.
-        let request = (data >> 8) as u32;
+        let number = (data >> 8) as u32;
+        let id = match data & 8 {
+            0 => Id::Request(number),
+            _ => Id::Detached(number),
+        };
         match data & 0xff {
             0 => Self::Connection,
             1 => Self::Signals,
             2 => Self::Source,
-            4 => Self::Stream(request, Stream::Stdin),
-            5 => Self::Stream(request, Stream::Stdout),
-            _ => Self::Stream(request, Stream::Stderr),
+            4 | 8 => Self::Stream(id, Stream::Stdin),
+            5 | 9 => Self::Stream(id, Stream::Stdout),
+            _ => Self::Stream(id, Stream::Stderr),
         }
     }
 }
 
 impl Agent {
     /// Takes the process's signals over.
-    pub(crate) fn new(trees: Trees) -> io::Result<Self> {
+    pub(crate) fn new(trees: Trees, identities: Identities) -> io::Result<Self> {
         // All are blocked: those below are read from a descriptor, the others mean nothing here.
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)?;
         let mut read = SigSet::empty();
@@ -106,6 +125,7 @@ impl Agent {
             told_to_end: false,
             trees,
             spawner: Spawner::new()?,
+            identities,
             lingering: Vec::new(),
             scratch: vec![0; MAX_DATA].into(),
         };
@@ -128,6 +148,17 @@ impl Agent {
             fd,
             EpollEvent::new(flags | EpollFlags::EPOLLET, token.pack()),
         )
+    }
+
+    /// Watches on what is already watched, under another name. What is there now is told again.
+    fn rename(
+        &self,
+        fd: impl std::os::fd::AsFd,
+        flags: EpollFlags,
+        token: Token,
+    ) -> Result<(), Errno> {
+        let mut event = EpollEvent::new(flags | EpollFlags::EPOLLET, token.pack());
+        self.epoll.modify(fd, &mut event)
     }
 
     /// Serves one connection after the other. `connect` makes one if it can now.
@@ -230,9 +261,15 @@ mod tests {
     #[test]
     fn tokens_survive_packing() {
         let streams = [Stream::Stdin, Stream::Stdout, Stream::Stderr];
-        let of_streams = streams
-            .into_iter()
-            .flat_map(|stream| [1, u32::MAX].map(|request| Token::Stream(request, stream)));
+        let of_streams = streams.into_iter().flat_map(|stream| {
+            [
+                Id::Request(1),
+                Id::Request(u32::MAX),
+                Id::Detached(1),
+                Id::Detached(u32::MAX),
+            ]
+            .map(|id| Token::Stream(id, stream))
+        });
         for token in of_streams.chain([Token::Connection, Token::Signals, Token::Source]) {
             assert_eq!(Token::unpack(token.pack()), token);
         }

@@ -8,15 +8,17 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
+use nix::unistd::read;
 
 use super::command::{Command, Fed};
 use super::connection::{Connection, Read};
-use super::{Agent, EVENTS, End, MAX_LINGERING, Token};
+use super::freeze::Phase;
+use super::{Agent, EVENTS, End, Id, MAX_LINGERING, Token};
 use crate::agent::sys;
 use crate::agent::tree::Tree;
 use crate::protocol::{
-    ErrorCode, FEATURE_CGROUP, FEATURE_PTY, Failure, Hello, MAX_DATA, MAX_REQUESTS, Malformed,
-    Message, Spawn, Stream, WINDOW,
+    ErrorCode, FEATURE_CGROUP, FEATURE_FREEZE, FEATURE_PTY, Failure, Hello, Kind, MAX_DATA,
+    MAX_REQUESTS, Malformed, Message, Spawn, Stream, WINDOW,
 };
 
 /// How long nothing has to happen before what can wait is done.
@@ -28,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why a session ends.
 #[derive(Debug)]
-enum Last {
+pub(super) enum Last {
     /// The host has gone.
     Gone,
     /// The host is told why before the connection is closed.
@@ -37,19 +39,22 @@ enum Last {
     PowerOff,
 }
 
-type Step<T = ()> = ControlFlow<Last, T>;
+pub(super) type Step<T = ()> = ControlFlow<Last, T>;
 
 pub(super) struct Session<'a> {
-    agent: &'a mut Agent,
-    connection: Connection,
+    pub(super) agent: &'a mut Agent,
+    pub(super) connection: Connection,
     greeted: bool,
-    commands: BTreeMap<u32, Command>,
-    /// Requests by the process that leads them.
-    leaders: BTreeMap<i32, u32>,
+    pub(super) phase: Phase,
+    pub(super) commands: BTreeMap<Id, Command>,
+    /// Commands by the process that leads them.
+    pub(super) leaders: BTreeMap<i32, Id>,
     /// Outputs that may have something to read, each at most once, in turn.
-    ready: VecDeque<(u32, Stream)>,
+    pub(super) ready: VecDeque<(Id, Stream)>,
     /// What is left of commands that are over, to be looked at in a quiet moment.
     ended: Vec<(Tree, Option<Instant>)>,
+    /// The last command that was detached.
+    pub(super) last_detached: u32,
 }
 
 impl<'a> Session<'a> {
@@ -61,16 +66,18 @@ impl<'a> Session<'a> {
             agent,
             connection,
             greeted: false,
+            phase: Phase::Running,
             commands: BTreeMap::new(),
             leaders: BTreeMap::new(),
             ready: VecDeque::new(),
             ended: Vec::new(),
+            last_detached: 0,
         })
     }
 
     /// Serves the connection until it ends. Whatever it leaves is the agent's to end.
     pub(super) fn run(mut self) -> io::Result<Option<End>> {
-        let mut features = FEATURE_PTY;
+        let mut features = FEATURE_PTY | FEATURE_FREEZE;
         if self.agent.trees.has_cgroups() {
             features |= FEATURE_CGROUP;
         }
@@ -112,15 +119,25 @@ impl<'a> Session<'a> {
         {
             return Ok(last);
         }
-        self.pump();
+        let running = self.phase == Phase::Running;
+        if running {
+            self.pump();
+        }
         if self.connection.flush().is_err() {
             // What the host said before it went still counts, but nobody is there to hear more.
             return Ok(ControlFlow::Break(Last::Gone));
         }
+        if self.freeze_if_flushed() {
+            // The last word has to be written.
+            return Ok(ControlFlow::Continue(()));
+        }
 
-        let busy =
-            self.connection.wants_read() || !self.ready.is_empty() && self.connection.has_room();
-        let timeout = if busy {
+        let busy = self.connection.wants_read()
+            || running && !self.ready.is_empty() && self.connection.has_room();
+        let timeout = if !running {
+            // Nothing is due until the host speaks: a frozen guest has no timers of its agent's.
+            busy.then_some(Duration::ZERO)
+        } else if busy {
             Some(Duration::ZERO)
         } else {
             if self.commands.is_empty() {
@@ -134,7 +151,7 @@ impl<'a> Session<'a> {
             next.into_iter().chain(quiet).min()
         };
         let count = self.agent.wait(events, timeout)?;
-        if count == 0 && !busy || self.ended.len() > MAX_ENDED {
+        if running && (count == 0 && !busy || self.ended.len() > MAX_ENDED) {
             self.tidy();
         }
         let mut signals = false;
@@ -143,12 +160,17 @@ impl<'a> Session<'a> {
         }
         if signals {
             self.agent.read_signals();
-            if self.agent.told_to_end {
-                return Ok(ControlFlow::Break(Last::PowerOff));
-            }
-            self.reap();
         }
-        self.expire();
+        if self.agent.told_to_end {
+            return Ok(ControlFlow::Break(Last::PowerOff));
+        }
+        // While it is frozen nothing is seen to, so that nothing is to be said of it.
+        if self.phase == Phase::Running {
+            if signals {
+                self.reap();
+            }
+            self.expire();
+        }
         Ok(ControlFlow::Continue(()))
     }
 
@@ -167,33 +189,45 @@ impl<'a> Session<'a> {
                     flags.intersects(gone),
                 );
             }
-            Token::Stream(request, Stream::Stdin) => {
-                if let Some(command) = self.commands.get_mut(&request) {
-                    let fed = command.input.resume();
-                    self.fed(request, &fed);
-                }
-            }
-            Token::Stream(request, stream) => self.look_at(request, stream),
+            Token::Stream(id, Stream::Stdin) => self.resume_input(id),
+            Token::Stream(id, stream) => self.look_at(id, stream),
         }
         false
     }
 
+    /// Passes on what waits for a command to make room.
+    pub(super) fn resume_input(&mut self, id: Id) {
+        if self.phase == Phase::Running
+            && let Some(command) = self.commands.get_mut(&id)
+        {
+            let fed = command.input.resume();
+            self.fed(id, &fed);
+        }
+    }
+
     /// Puts an output on the list of those to be read.
-    fn look_at(&mut self, request: u32, stream: Stream) {
-        if let Some(command) = self.commands.get_mut(&request)
+    pub(super) fn look_at(&mut self, id: Id, stream: Stream) {
+        if let Some(command) = self.commands.get_mut(&id)
             && let Some(output) = command.output(stream)
             && !std::mem::replace(&mut output.queued, true)
         {
-            self.ready.push_back((request, stream));
+            self.ready.push_back((id, stream));
+        }
+    }
+
+    /// Tells the host about a command, if it knows of it.
+    fn tell(&mut self, id: Id, message: &Message<'_>) {
+        if let Id::Request(request) = id {
+            self.connection.send(request, message);
         }
     }
 
     /// Reads commands' output into frames, in turn, while there is room.
     fn pump(&mut self) {
         while self.connection.has_room()
-            && let Some((request, stream)) = self.ready.pop_front()
+            && let Some((id, stream)) = self.ready.pop_front()
         {
-            let Some(command) = self.commands.get_mut(&request) else {
+            let Some(command) = self.commands.get_mut(&id) else {
                 continue;
             };
             let over = command.is_over();
@@ -201,37 +235,41 @@ impl<'a> Session<'a> {
                 continue;
             };
             output.queued = false;
-            if output.window == 0 {
-                // Looked at again when the host opens the window.
-                continue;
-            }
-            let limit = MAX_DATA.min(output.window as usize);
-            match self.connection.send_from(
-                output.fd(),
-                request,
-                stream,
-                &mut self.agent.scratch[..limit],
-            ) {
-                Ok(0) => self.end_output(request, stream),
-                Ok(count) => {
-                    output.window -= count as u32;
-                    output.queued = true;
-                    self.ready.push_back((request, stream));
+            let scratch = &mut self.agent.scratch;
+            let result = match id {
+                Id::Request(_) if output.window == 0 => {
+                    // Looked at again when the host opens the window.
+                    continue;
                 }
-                Err(Errno::EINTR) => self.look_at(request, stream),
+                Id::Request(request) => {
+                    let limit = MAX_DATA.min(output.window as usize);
+                    let scratch = &mut scratch[..limit];
+                    self.connection
+                        .send_from(output.fd(), request, stream, scratch)
+                        .inspect(|&count| output.window -= count as u32)
+                }
+                Id::Detached(_) => read(output.fd(), scratch),
+            };
+            match result {
+                Ok(0) => self.end_output(id, stream),
+                Ok(_) => {
+                    output.queued = true;
+                    self.ready.push_back((id, stream));
+                }
+                Err(Errno::EINTR) => self.look_at(id, stream),
                 // The pipe is empty. It may be held by a process that does not belong to the
                 // command and was not ended with it.
-                Err(Errno::EAGAIN) if over => self.end_output(request, stream),
+                Err(Errno::EAGAIN) if over => self.end_output(id, stream),
                 Err(Errno::EAGAIN) => {}
                 // A terminal says EIO when the last of its users has closed it (pty(7)).
-                Err(_) => self.end_output(request, stream),
+                Err(_) => self.end_output(id, stream),
             }
         }
     }
 
     /// An output has come to its end, or nobody wants the rest.
-    fn end_output(&mut self, request: u32, stream: Stream) {
-        let Some(command) = self.commands.get_mut(&request) else {
+    fn end_output(&mut self, id: Id, stream: Stream) {
+        let Some(command) = self.commands.get_mut(&id) else {
             return;
         };
         let terminal = command.terminal().is_some();
@@ -243,40 +281,40 @@ impl<'a> Session<'a> {
             // descriptor is duplicated (epoll(7), question 6).
             let _ = self.agent.epoll.delete(output.fd());
         }
-        self.connection.send(
-            request,
+        self.tell(
+            id,
             &Message::Data {
                 stream,
                 bytes: &[],
                 end: true,
             },
         );
-        self.settle(request);
+        self.settle(id);
     }
 
     /// Reports a command whose outcome is due, and lets go of one of which nothing is left to say.
-    fn settle(&mut self, request: u32) {
-        let Some(command) = self.commands.get_mut(&request) else {
+    fn settle(&mut self, id: Id) {
+        let Some(command) = self.commands.get_mut(&id) else {
             return;
         };
         if !command.reported
             && let Some(outcome) = command.outcome()
         {
             command.reported = true;
-            self.close_input(request);
-            self.connection.send(request, &Message::Exited(outcome));
+            self.close_input(id);
+            self.tell(id, &Message::Exited(outcome));
         }
-        if let Some(command) = self.commands.get(&request)
+        if let Some(command) = self.commands.get(&id)
             && command.reported
             && command.outputs_closed()
-            && let Some(command) = self.commands.remove(&request)
+            && let Some(command) = self.commands.remove(&id)
         {
             self.ended.push((command.tree, command.deadline));
         }
     }
 
-    fn close_input(&mut self, request: u32) {
-        let Some(command) = self.commands.get_mut(&request) else {
+    fn close_input(&mut self, id: Id) {
+        let Some(command) = self.commands.get_mut(&id) else {
             return;
         };
         if command.input.watched
@@ -288,45 +326,44 @@ impl<'a> Session<'a> {
     }
 
     /// What follows when standard input has moved.
-    fn fed(&mut self, request: u32, fed: &Fed) {
-        let Some(command) = self.commands.get_mut(&request) else {
-            return;
-        };
+    fn fed(&mut self, id: Id, fed: &Fed) {
         let stream = Stream::Stdin;
         if let Some(bytes) = fed.window {
-            self.connection
-                .send(request, &Message::Window { stream, bytes });
+            self.tell(id, &Message::Window { stream, bytes });
         }
         if fed.broken {
-            self.connection.send(request, &Message::Reset { stream });
+            self.tell(id, &Message::Reset { stream });
         }
+        let Some(command) = self.commands.get_mut(&id) else {
+            return;
+        };
         let input = &mut command.input;
         if fed.full
             && !input.watched
             && let Some(fd) = input.fd()
         {
             // Only now: most commands take what they are given.
-            let token = Token::Stream(request, stream);
+            let token = Token::Stream(id, stream);
             input.watched = self.agent.watch(fd, EpollFlags::EPOLLOUT, token).is_ok();
         }
     }
 
     /// Takes leave of every process that has ended. As PID 1 that includes all orphans.
-    fn reap(&mut self) {
+    pub(super) fn reap(&mut self) {
         let mut orphans = false;
         while let Some(reaped) = sys::reap() {
-            let Some(request) = self.leaders.remove(&reaped.pid) else {
+            let Some(id) = self.leaders.remove(&reaped.pid) else {
                 orphans = true;
                 continue;
             };
-            let Some(command) = self.commands.get_mut(&request) else {
+            let Some(command) = self.commands.get_mut(&id) else {
                 continue;
             };
             command.exited(reaped);
             if command.is_over() {
-                self.drain(request);
+                self.drain(id);
             }
-            self.settle(request);
+            self.settle(id);
         }
         if orphans {
             // One of them may have been the last of something.
@@ -335,9 +372,9 @@ impl<'a> Session<'a> {
     }
 
     /// Looks at the outputs of a command that is over for the last time.
-    fn drain(&mut self, request: u32) {
-        self.look_at(request, Stream::Stdout);
-        self.look_at(request, Stream::Stderr);
+    fn drain(&mut self, id: Id) {
+        self.look_at(id, Stream::Stdout);
+        self.look_at(id, Stream::Stderr);
     }
 
     fn next_deadline(&self) -> Option<Instant> {
@@ -350,31 +387,31 @@ impl<'a> Session<'a> {
     }
 
     /// Ends what has lived as long as it may.
-    fn expire(&mut self) {
+    pub(super) fn expire(&mut self) {
         let now = Instant::now();
         if self.next_deadline().is_none_or(|deadline| deadline > now) {
             return;
         }
         let expired = |command: &Command| command.deadline.is_some_and(|deadline| deadline <= now);
-        let requests: Vec<u32> = self
+        let ids: Vec<Id> = self
             .commands
             .iter()
             .filter(|(_, command)| expired(command))
-            .map(|(&request, _)| request)
+            .map(|(&id, _)| id)
             .collect();
-        for request in requests {
-            if let Some(command) = self.commands.get_mut(&request) {
+        for id in ids {
+            if let Some(command) = self.commands.get_mut(&id) {
                 command.time_out();
             }
-            self.drain(request);
-            self.settle(request);
+            self.drain(id);
+            self.settle(id);
         }
         self.tidy();
         self.agent.tend_lingering(now);
     }
 
     /// Does what has to be done at some time.
-    fn tidy(&mut self) {
+    pub(super) fn tidy(&mut self) {
         for (mut tree, deadline) in self.ended.drain(..) {
             if !tree.clear() {
                 self.agent.lingering.push((tree, deadline));
@@ -385,21 +422,29 @@ impl<'a> Session<'a> {
 
     /// Reads once from the host and does what it says.
     fn read(&mut self) -> Step {
-        match self.connection.read(&mut self.agent.scratch) {
+        let count = match self.connection.read(&mut self.agent.scratch) {
             Read::End => return ControlFlow::Break(Last::Gone),
             Read::Nothing => return ControlFlow::Continue(()),
-            Read::Bytes => {}
-        }
+            Read::Bytes(count) => count,
+        };
         let mut decoder = std::mem::take(&mut self.connection.decoder);
+        let mut secret = false;
         loop {
             match decoder.next_frame() {
                 Ok(None) => break,
                 Ok(Some(frame)) => match Message::decode(frame) {
-                    Ok(message) => self.receive(frame.request, message)?,
+                    Ok(message) => {
+                        secret |= message.kind() == Kind::Identify;
+                        self.receive(frame.request, message)?;
+                    }
                     Err(malformed) => return refuse(&malformed),
                 },
                 Err(malformed) => return refuse(&malformed),
             }
+        }
+        if secret {
+            decoder.wipe();
+            self.agent.scratch[..count].fill(0);
         }
         self.connection.decoder = decoder;
         ControlFlow::Continue(())
@@ -418,18 +463,30 @@ impl<'a> Session<'a> {
             self.greeted = true;
             return ControlFlow::Continue(());
         }
+        if self.phase != Phase::Running {
+            return self.receive_frozen(request, message);
+        }
+        let id = Id::Request(request);
         match message {
+            Message::Freeze(options) => self.phase = Phase::Freezing { request, options },
+            Message::Identify(identity) => {
+                let answer = match self.agent.identities.apply(identity.into_owned()) {
+                    Ok(()) => Message::Identified,
+                    Err(failure) => Message::Error(failure),
+                };
+                self.connection.send(request, &answer);
+            }
             Message::Ping => self.connection.send(request, &Message::Pong),
             Message::PowerOff => {
                 self.connection.send(request, &Message::PoweringOff);
                 return ControlFlow::Break(Last::PowerOff);
             }
             Message::Error(_) if request == 0 => return ControlFlow::Break(Last::Gone),
-            Message::Spawn(_) if self.commands.contains_key(&request) => {
+            Message::Spawn(_) if self.commands.contains_key(&id) => {
                 return refuse(&Malformed::Duplicate { request });
             }
             Message::Spawn(spawn) => {
-                let answer = match self.spawn(request, &spawn) {
+                let answer = match self.spawn(id, &spawn) {
                     Ok(pid) => Message::Started { pid },
                     Err(failure) => Message::Error(failure),
                 };
@@ -441,11 +498,11 @@ impl<'a> Session<'a> {
                 end,
             } => {
                 // It may have been on its way while its command ended. So below.
-                let Some(command) = self.commands.get_mut(&request) else {
+                let Some(command) = self.commands.get_mut(&id) else {
                     return ControlFlow::Continue(());
                 };
                 match command.input.receive(bytes, end) {
-                    Ok(fed) => self.fed(request, &fed),
+                    Ok(fed) => self.fed(id, &fed),
                     Err(_) => {
                         return refuse(&Malformed::Window {
                             request,
@@ -458,7 +515,7 @@ impl<'a> Session<'a> {
                 stream: stream @ (Stream::Stdout | Stream::Stderr),
                 bytes,
             } => {
-                if let Some(command) = self.commands.get_mut(&request)
+                if let Some(command) = self.commands.get_mut(&id)
                     && let Some(output) = command.output(stream)
                 {
                     let window = output.window.checked_add(bytes).filter(|&it| it <= WINDOW);
@@ -466,21 +523,21 @@ impl<'a> Session<'a> {
                         return refuse(&Malformed::Window { request, stream });
                     };
                     output.window = window;
-                    self.look_at(request, stream);
+                    self.look_at(id, stream);
                 }
             }
             Message::Reset {
                 stream: stream @ (Stream::Stdout | Stream::Stderr),
             } => {
-                self.end_output(request, stream);
+                self.end_output(id, stream);
             }
             Message::Signal { number } => {
-                if let Some(command) = self.commands.get(&request) {
+                if let Some(command) = self.commands.get(&id) {
                     sys::signal_group(command.leader, number);
                 }
             }
             Message::Resize(size) => {
-                if let Some(command) = self.commands.get(&request)
+                if let Some(command) = self.commands.get(&id)
                     && let Some(terminal) = command.terminal()
                 {
                     // A terminal takes any size.
@@ -488,10 +545,10 @@ impl<'a> Session<'a> {
                 }
             }
             Message::Kill => {
-                if let Some(command) = self.commands.get_mut(&request) {
+                if let Some(command) = self.commands.get_mut(&id) {
                     command.kill();
-                    self.drain(request);
-                    self.settle(request);
+                    self.drain(id);
+                    self.settle(id);
                 }
             }
             _ => return refuse(&Malformed::Unexpected { kind }),
@@ -500,8 +557,9 @@ impl<'a> Session<'a> {
     }
 
     /// Starts a command.
-    fn spawn(&mut self, request: u32, spawn: &Spawn) -> Result<u32, Failure> {
-        if self.commands.len() >= MAX_REQUESTS {
+    fn spawn(&mut self, id: Id, spawn: &Spawn) -> Result<u32, Failure> {
+        let is_request = |id: &&Id| matches!(id, Id::Request(_));
+        if self.commands.keys().filter(is_request).count() >= MAX_REQUESTS {
             let message = format!("{MAX_REQUESTS} commands are running, and no more may");
             return Err(Failure::new(ErrorCode::TooManyRequests, message));
         }
@@ -516,16 +574,16 @@ impl<'a> Session<'a> {
         let (pid, streams) = self
             .agent
             .spawner
-            .spawn(spawn, &mut tree)
+            .spawn(spawn, &mut tree, self.agent.identities.environment())
             .inspect_err(|_| {
                 self.agent.trees.prepare();
             })?;
         let watched = streams.outputs().try_for_each(|(stream, fd)| {
             self.agent
-                .watch(fd, EpollFlags::EPOLLIN, Token::Stream(request, stream))
+                .watch(fd, EpollFlags::EPOLLIN, Token::Stream(id, stream))
         });
         let mut command = Command::new(pid, tree, streams, start, spawn.timeout);
-        self.leaders.insert(pid, request);
+        self.leaders.insert(pid, id);
         if let Err(errno) = watched {
             command.kill();
             self.leaders.remove(&pid);
@@ -533,13 +591,13 @@ impl<'a> Session<'a> {
             let message = format!("cannot watch the command's output: {}", errno.desc());
             return Err(Failure::new(ErrorCode::OutOfResources, message));
         }
-        self.commands.insert(request, command);
+        self.commands.insert(id, command);
         // A process's number is positive.
         Ok(pid.unsigned_abs())
     }
 }
 
-fn refuse(malformed: &Malformed) -> Step {
+pub(super) fn refuse(malformed: &Malformed) -> Step {
     let failure = Failure::new(ErrorCode::Malformed, malformed.to_string());
     ControlFlow::Break(Last::Refuse(failure))
 }

@@ -12,8 +12,13 @@ const DEFAULT_TERM: &[u8] = b"xterm-256color";
 /// More directories of a `PATH` are not looked at.
 const MAX_DIRECTORIES: usize = 256;
 
-/// `NAME=value` strings. What the request sets replaces what the agent gives.
-pub(super) fn build(request: &Spawn, user: &User) -> Vec<Vec<u8>> {
+/// `NAME=value` strings. What the guest was `given` replaces what the agent gives to everybody, and
+/// what the request sets replaces both.
+pub(super) fn build<'a>(
+    request: &'a Spawn,
+    user: &'a User,
+    given: impl Iterator<Item = (&'a [u8], &'a [u8])>,
+) -> Vec<Vec<u8>> {
     let mut variables: BTreeMap<&[u8], &[u8]> = BTreeMap::new();
     if !request.clear_env {
         variables.insert(b"PATH", DEFAULT_PATH);
@@ -23,6 +28,7 @@ pub(super) fn build(request: &Spawn, user: &User) -> Vec<Vec<u8>> {
         if request.pty.is_some() {
             variables.insert(b"TERM", DEFAULT_TERM);
         }
+        variables.extend(given);
     }
     variables.extend(
         request
@@ -79,7 +85,7 @@ mod tests {
     fn the_last_setting_of_a_name_counts() {
         let request = with(&[("A", "1"), ("HOME", "/h"), ("A", "2")]);
         assert_eq!(
-            texts(build(&request, &User::root())),
+            texts(build(&request, &User::root(), [].into_iter())),
             [
                 "A=2",
                 "HOME=/h",
@@ -92,13 +98,31 @@ mod tests {
             clear_env: true,
             ..request
         };
-        assert_eq!(texts(build(&request, &User::root())), ["A=2", "HOME=/h"]);
+        assert_eq!(
+            texts(build(&request, &User::root(), [].into_iter())),
+            ["A=2", "HOME=/h"]
+        );
+        // What an identity gave stands between.
+        let given = [(&b"HOME"[..], &b"/given"[..]), (b"B", b"given")];
+        let built = |request: &Spawn| texts(build(request, &User::root(), given.into_iter()));
+        assert_eq!(
+            built(&request),
+            ["A=2", "HOME=/h"],
+            "an environment of one's own"
+        );
+        let request = Spawn {
+            clear_env: false,
+            ..request
+        };
+        assert!(built(&request).contains(&"HOME=/h".to_owned()));
+        assert!(built(&request).contains(&"B=given".to_owned()));
+        assert!(built(&with(&[])).contains(&"HOME=/given".to_owned()));
         let pty = Some(PtySize {
             rows: 1,
             columns: 1,
         });
         let request = Spawn { pty, ..with(&[]) };
-        let built = texts(build(&request, &User::root()));
+        let built = texts(build(&request, &User::root(), [].into_iter()));
         assert!(built.contains(&"TERM=xterm-256color".to_owned()));
     }
 

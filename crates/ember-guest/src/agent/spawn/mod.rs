@@ -17,6 +17,7 @@ use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::resource::Resource;
 use nix::unistd::{Gid, Uid, dup, fchown, pipe2};
 
+use super::identity::Environment;
 use super::sys;
 use super::tree::Tree;
 use super::users::User;
@@ -61,6 +62,7 @@ impl Spawner {
         &mut self,
         request: &Spawn,
         tree: &mut Tree,
+        given: &Environment,
     ) -> Result<(i32, Streams), Failure> {
         request.validate()?;
         let user = user(request)?;
@@ -71,7 +73,7 @@ impl Spawner {
         .map_err(|errno| failed("make its streams", errno))?;
 
         let known = user.clone().unwrap_or_else(me);
-        let environment = environment::build(request, &known);
+        let environment = environment::build(request, &known, given.iter());
         let cwd = if request.cwd.is_empty() {
             b"/"
         } else {

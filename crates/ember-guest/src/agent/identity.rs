@@ -1,0 +1,326 @@
+//! Who the guest is, and how it becomes somebody else.
+//!
+//! A clone waits for its identity before it can do anything, so this is the fast path of the
+//! agent: whatever can be opened or made ahead is, when the guest is frozen ([`Identities::prepare`]),
+//! and what is left is a system call a step ([`Identities::apply`]).
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_settime};
+use zeroize::Zeroize;
+
+use super::sys;
+use crate::protocol::{ErrorCode, Failure, Identity, Variables};
+
+/// Shown by the kernel, which draws it once, at boot, and lets nobody write it.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// What is mounted over it.
+const BOOT_ID_FILE: &str = "/run/ember/boot_id";
+const MACHINE_ID: &str = "/etc/machine-id";
+/// Of what `/etc/machine-id` holds: 32 digits and the line's end (machine-id(5)).
+const MACHINE_ID_LEN: u64 = 33;
+
+/// Whose identity the agent changes.
+#[derive(Debug)]
+enum Place {
+    /// Nobody's: an agent outside of a guest that was not told otherwise.
+    Nowhere,
+    /// The machine's.
+    Guest,
+    /// Files in a directory that stand for the machine, for tests.
+    Directory(PathBuf),
+}
+
+/// What was opened ahead.
+#[derive(Debug)]
+struct Prepared {
+    /// The kernel's random number generator.
+    random: File,
+    machine_id: File,
+}
+
+/// The guest's identity.
+#[derive(Debug)]
+pub(crate) struct Identities {
+    place: Place,
+    prepared: Option<Prepared>,
+    /// Stands for the boot id. None if the kernel shows none.
+    boot_id: Option<File>,
+    environment: Environment,
+}
+
+/// The variables that an identity brought.
+#[derive(Default)]
+pub(crate) struct Environment {
+    plain: Variables,
+    secret: Variables,
+}
+
+impl Environment {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let all = self.plain.iter().chain(&self.secret);
+        all.map(|(name, value)| (&name[..], &value[..]))
+    }
+
+    fn replace(&mut self, plain: Variables, secret: Variables) {
+        self.plain = plain;
+        // A snapshot of this guest would have them otherwise.
+        for (_, value) in &mut self.secret {
+            value.zeroize();
+        }
+        self.secret = secret;
+    }
+}
+
+impl std::fmt::Debug for Environment {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Environment")
+            .field("variables", &self.plain.len())
+            .field("secrets", &self.secret.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Identities {
+    /// Of nobody: an identity is refused.
+    pub(crate) fn nowhere() -> Self {
+        Self::new(Place::Nowhere, None)
+    }
+
+    /// Of files in a directory, which take what would be the machine's.
+    pub(crate) fn in_directory(directory: &Path) -> io::Result<Self> {
+        let boot_id = create(&directory.join("boot-id"))?;
+        Ok(Self::new(
+            Place::Directory(directory.to_owned()),
+            Some(boot_id),
+        ))
+    }
+
+    /// Of this machine. Has to be called before anything else is started, which could get a mount
+    /// namespace of its own that does not hear of what is mounted here.
+    pub(crate) fn of_guest() -> io::Result<Self> {
+        let boot_id = match fs::read(BOOT_ID) {
+            Ok(text) => Some(cover_boot_id(&text)?),
+            // A kernel without sysctl.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        Ok(Self::new(Place::Guest, boot_id))
+    }
+
+    fn new(place: Place, boot_id: Option<File>) -> Self {
+        Self {
+            place,
+            prepared: None,
+            boot_id,
+            environment: Environment::default(),
+        }
+    }
+
+    /// Whether the machine is the agent's to change.
+    pub(crate) fn is_guest(&self) -> bool {
+        matches!(self.place, Place::Guest)
+    }
+
+    /// What everything that is started gets.
+    pub(crate) fn environment(&self) -> &Environment {
+        &self.environment
+    }
+
+    /// Does ahead of time what [`Self::apply`] would have to do before it can begin. Again at each
+    /// freezing: the files may have been replaced since.
+    pub(crate) fn prepare(&mut self) -> Result<(), Failure> {
+        let open = |path: &Path, result: io::Result<File>| {
+            result.map_err(|error| failed(&format!("open {}", path.display()), &error))
+        };
+        let (random, machine_id) = match &self.place {
+            Place::Nowhere => return Ok(()),
+            Place::Guest => {
+                let path = Path::new("/dev/urandom");
+                (open(path, File::open(path))?, PathBuf::from(MACHINE_ID))
+            }
+            Place::Directory(directory) => {
+                let path = directory.join("entropy");
+                (open(&path, create(&path))?, directory.join("machine-id"))
+            }
+        };
+        let file = open(&machine_id, create(&machine_id))?;
+        // It is written over, and may have been longer.
+        let length = file.metadata().map(|metadata| metadata.len());
+        let cut = length.and_then(|length| match length > MACHINE_ID_LEN {
+            true => file.set_len(MACHINE_ID_LEN),
+            false => Ok(()),
+        });
+        cut.map_err(|error| failed(&format!("shorten {}", machine_id.display()), &error))?;
+        self.prepared = Some(Prepared {
+            random,
+            machine_id: file,
+        });
+        Ok(())
+    }
+
+    /// Makes the guest what `identity` says. Whoever sees an error has to take the guest for
+    /// nobody: some of it may have been applied.
+    pub(crate) fn apply(&mut self, mut identity: Identity) -> Result<(), Failure> {
+        identity.validate()?;
+        if let Place::Nowhere = self.place {
+            return Err(Failure::new(
+                ErrorCode::Unsupported,
+                "this agent was not told whose identity it may change (--identity)",
+            ));
+        }
+        if self.prepared.is_none() {
+            self.prepare()?;
+        }
+        let Some(prepared) = &self.prepared else {
+            return Err(Failure::new(ErrorCode::Internal, "nothing was prepared"));
+        };
+        let step = |what: &'static str| move |error: io::Error| failed(what, &error);
+
+        // First: whatever runs beside this may draw from it.
+        self.place
+            .add_entropy(&prepared.random, &identity.entropy)
+            .map_err(step("reseed the kernel's random numbers"))?;
+        identity.entropy.zeroize();
+        self.place
+            .set_clock(identity.realtime)
+            .map_err(step("set the wall clock"))?;
+        if !identity.hostname.is_empty() {
+            self.place
+                .set_hostname(&identity.hostname)
+                .map_err(step("set the host name"))?;
+        }
+        let machine_id = machine_id(&identity.machine_id);
+        prepared
+            .machine_id
+            .write_all_at(&machine_id, 0)
+            .map_err(step("write the machine id"))?;
+        if let Some(file) = &self.boot_id {
+            file.write_all_at(&boot_id(&identity.boot_id), 0)
+                .map_err(step("write the boot id"))?;
+        }
+        self.environment.replace(
+            std::mem::take(&mut identity.env),
+            std::mem::take(&mut identity.secrets),
+        );
+        Ok(())
+    }
+}
+
+impl Place {
+    fn add_entropy(&self, random: &File, entropy: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Directory(_) => random.write_all_at(entropy, 0),
+            _ => sys::add_entropy(random.as_fd(), entropy),
+        }
+    }
+
+    fn set_clock(&self, realtime: Duration) -> io::Result<()> {
+        match self {
+            Self::Directory(directory) => {
+                let text = realtime.as_nanos().to_string();
+                fs::write(directory.join("realtime"), text)
+            }
+            _ => Ok(clock_settime(
+                ClockId::CLOCK_REALTIME,
+                TimeSpec::from_duration(realtime),
+            )?),
+        }
+    }
+
+    fn set_hostname(&self, name: &[u8]) -> io::Result<()> {
+        use std::os::unix::ffi::OsStrExt;
+        match self {
+            Self::Directory(directory) => fs::write(directory.join("hostname"), name),
+            _ => Ok(nix::unistd::sethostname(std::ffi::OsStr::from_bytes(name))?),
+        }
+    }
+}
+
+fn failed(step: &str, error: &io::Error) -> Failure {
+    let message = format!("cannot {step} for an identity: {error}");
+    Failure::new(ErrorCode::Identity, message)
+}
+
+/// A file that everybody can read and the agent can write.
+fn create(path: &Path) -> io::Result<File> {
+    File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o444)
+        .open(path)
+}
+
+/// Mounts a file over the kernel's boot id. It shows the same until it is written.
+fn cover_boot_id(text: &[u8]) -> io::Result<File> {
+    use nix::mount::{MsFlags, mount};
+    let path = Path::new(BOOT_ID_FILE);
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    let file = create(path)?;
+    file.write_all_at(text, 0)?;
+    let none = None::<&str>;
+    mount(Some(path), BOOT_ID, none, MsFlags::MS_BIND, none)?;
+    Ok(file)
+}
+
+/// `32 digits\n`.
+fn machine_id(id: &[u8; 16]) -> [u8; MACHINE_ID_LEN as usize] {
+    let mut text = [b'\n'; MACHINE_ID_LEN as usize];
+    for (to, digit) in text.iter_mut().zip(digits(id)) {
+        *to = digit;
+    }
+    text
+}
+
+/// As the kernel writes it: `8-4-4-4-12\n`.
+fn boot_id(id: &[u8; 16]) -> [u8; 37] {
+    let mut text = [b'-'; 37];
+    text[36] = b'\n';
+    let places = (0..36).filter(|place| ![8, 13, 18, 23].contains(place));
+    for (place, digit) in places.zip(digits(id)) {
+        text[place] = digit;
+    }
+    text
+}
+
+fn digits(id: &[u8; 16]) -> impl Iterator<Item = u8> {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    id.iter()
+        .flat_map(|byte| [byte >> 4, byte & 15])
+        .map(|digit| DIGITS[usize::from(digit)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_written_as_linux_writes_them() {
+        let id = [
+            0x01, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef, 0, 1, 2, 3, 4, 5, 6, 0xff,
+        ];
+        assert_eq!(&machine_id(&id), b"0123456789abcdef00010203040506ff\n");
+        assert_eq!(&boot_id(&id), b"01234567-89ab-cdef-0001-0203040506ff\n");
+    }
+
+    #[test]
+    fn secrets_do_not_show() {
+        let pair = |name: &[u8], value: &[u8]| (name.to_vec(), value.to_vec());
+        let mut environment = Environment::default();
+        environment.replace(vec![pair(b"A", b"1")], vec![pair(b"TOKEN", b"hush")]);
+        assert_eq!(environment.iter().count(), 2);
+        assert!(!format!("{environment:?}").contains("hush"));
+        environment.replace(vec![], vec![]);
+        assert_eq!(environment.iter().count(), 0);
+    }
+}

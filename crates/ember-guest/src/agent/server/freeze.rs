@@ -1,0 +1,164 @@
+//! Silence for a snapshot, and what comes after it: the same life, or that of a clone.
+
+use std::ops::ControlFlow;
+
+use nix::sys::epoll::EpollFlags;
+
+use super::session::{Last, Session, Step, refuse};
+use super::{Id, Token};
+use crate::agent::memory;
+use crate::protocol::{ErrorCode, Failure, FreezeOptions, Malformed, Message, Stream};
+
+/// How far a freeze has got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Not at all.
+    Running,
+    /// Nothing new is said; what has been said is on its way.
+    Freezing {
+        request: u32,
+        options: FreezeOptions,
+    },
+    /// The host has the next word.
+    Frozen,
+}
+
+impl Session<'_> {
+    /// Ends a freeze that waited for the last frame to be written. Says whether there is an answer
+    /// to be written now.
+    pub(super) fn freeze_if_flushed(&mut self) -> bool {
+        let Phase::Freezing { request, options } = self.phase else {
+            return false;
+        };
+        if !self.connection.is_flushed() {
+            return false;
+        }
+        let answer = match self.freeze(options) {
+            Ok(()) => {
+                self.phase = Phase::Frozen;
+                Message::Frozen
+            }
+            Err(failure) => {
+                self.go_on();
+                Message::Error(failure)
+            }
+        };
+        self.connection.send(request, &answer);
+        true
+    }
+
+    /// Leaves as little as possible to be done by each clone.
+    fn freeze(&mut self, options: FreezeOptions) -> Result<(), Failure> {
+        self.tidy();
+        self.agent.identities.prepare()?;
+        if options.release_memory {
+            if !self.agent.identities.is_guest() {
+                let message = "cannot release the memory of a machine that is not a guest";
+                return Err(Failure::new(ErrorCode::Unsupported, message));
+            }
+            memory::release()?;
+        }
+        Ok(())
+    }
+
+    /// What the host may say to an agent that is frozen.
+    pub(super) fn receive_frozen(&mut self, request: u32, message: Message<'_>) -> Step {
+        let kind = message.kind();
+        if self.phase != Phase::Frozen {
+            // Before it has its answer, it may not say anything.
+            return refuse(&Malformed::Unexpected { kind });
+        }
+        match message {
+            Message::Ping => self.connection.send(request, &Message::Pong),
+            Message::PowerOff => {
+                self.connection.send(request, &Message::PoweringOff);
+                return ControlFlow::Break(Last::PowerOff);
+            }
+            Message::Error(_) if request == 0 => return ControlFlow::Break(Last::Gone),
+            Message::Thaw => {
+                self.connection.send(request, &Message::Thawed);
+                self.go_on();
+            }
+            Message::Identify(identity) => {
+                match self.agent.identities.apply(identity.into_owned()) {
+                    Ok(()) => {
+                        self.detach();
+                        self.connection.send(request, &Message::Identified);
+                        self.go_on();
+                    }
+                    Err(failure) => self.connection.send(request, &Message::Error(failure)),
+                }
+            }
+            Message::Spawn(_) => {
+                let message = "the agent is frozen: it has to be thawed or identified first";
+                let failure = Failure::new(ErrorCode::Frozen, message);
+                self.connection.send(request, &Message::Error(failure));
+            }
+            _ => return refuse(&Malformed::Unexpected { kind }),
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Sees to everything that was let be while the agent was frozen.
+    fn go_on(&mut self) {
+        self.phase = Phase::Running;
+        // The change of the signals' descriptor may have been told already.
+        self.agent.read_signals();
+        self.reap();
+        let waiting: Vec<Id> = self
+            .commands
+            .iter()
+            .filter(|(_, command)| command.input.watched)
+            .map(|(&id, _)| id)
+            .collect();
+        for id in waiting {
+            self.resume_input(id);
+        }
+        self.expire();
+    }
+
+    /// Gives every command a number of the agent's own, under which the host does not hear of it.
+    fn detach(&mut self) {
+        let commands = std::mem::take(&mut self.commands);
+        for (id, command) in commands {
+            let Id::Request(_) = id else {
+                // Of a machine before that one.
+                self.commands.insert(id, command);
+                continue;
+            };
+            // Four thousand million commands are not started within one connection.
+            self.last_detached = self.last_detached.wrapping_add(1);
+            let id = Id::Detached(self.last_detached);
+            if let Some(leader) = self.leaders.get_mut(&command.leader) {
+                *leader = id;
+            }
+            // Fails for what is not watched: a file cannot be, and needs not.
+            for (stream, fd) in command.outputs() {
+                let token = Token::Stream(id, stream);
+                let _ = self.agent.rename(fd, EpollFlags::EPOLLIN, token);
+            }
+            if command.input.watched
+                && let Some(fd) = command.input.fd()
+            {
+                let token = Token::Stream(id, Stream::Stdin);
+                let _ = self.agent.rename(fd, EpollFlags::EPOLLOUT, token);
+            }
+            self.commands.insert(id, command);
+        }
+        // Each output is looked at once under its new name, however it was queued under the old.
+        self.ready.clear();
+        let outputs: Vec<(Id, Stream)> = self
+            .commands
+            .iter()
+            .flat_map(|(&id, command)| command.outputs().map(move |(stream, _)| (id, stream)))
+            .collect();
+        for (id, stream) in outputs {
+            if let Some(command) = self.commands.get_mut(&id)
+                && let Some(output) = command.output(stream)
+            {
+                output.queued = false;
+            }
+            self.look_at(id, stream);
+        }
+    }
+}
