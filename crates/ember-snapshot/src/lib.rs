@@ -1,13 +1,19 @@
-//! A virtual machine at rest: its state as plain data, its memory as layers.
+//! A virtual machine at rest: its state as plain data, its memory as layers, the file that holds
+//! both, and the store of such files.
 //!
 //! Nothing here knows of KVM calls, of an async runtime or of what runs inside a guest.
 #![deny(unsafe_code)]
 
+mod digest;
+pub mod format;
 pub mod memory;
 mod pages;
 mod source;
 pub mod state;
 pub mod vcpu;
+mod working_set;
 
+pub use digest::InvalidDigest;
 pub use pages::{InvalidPages, MAX_MEMORY_BYTES, PAGE_SIZE, PageRun, PageSet};
 pub use source::PageSource;
+pub use working_set::WorkingSet;

@@ -56,6 +56,14 @@ impl MemoryImage {
         builder.seal()
     }
 
+    /// The same image, whose hash is known from when it was written.
+    pub(crate) fn with_hash(self, hash: MemoryHash) -> Self {
+        Self {
+            hash: Mutex::new(Some(hash)),
+            ..self
+        }
+    }
+
     /// The file, to be mapped privately or handed to another process.
     pub fn file(&self) -> &File {
         &self.file

@@ -20,7 +20,7 @@ use std::io;
 use crate::pages::{MAX_MEMORY_BYTES, PAGE_SIZE};
 
 pub use builder::MemoryBuilder;
-pub use hash::{InvalidHash, MemoryHash};
+pub use hash::MemoryHash;
 pub use image::MemoryImage;
 pub use index::{InvalidChain, PageIndex, Piece};
 pub use layer::{Content, Extent, InvalidIndex, Layer, LayerIndex, LayerKind};

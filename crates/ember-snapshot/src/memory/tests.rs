@@ -177,7 +177,7 @@ fn the_hash_never_changes_its_meaning() {
     );
     assert_eq!(hash.to_string().parse::<MemoryHash>().unwrap(), hash);
     for text in ["", "12", &"g".repeat(64), &"A".repeat(64), &"0".repeat(66)] {
-        assert_eq!(text.parse::<MemoryHash>(), Err(InvalidHash));
+        assert_eq!(text.parse::<MemoryHash>(), Err(crate::InvalidDigest));
     }
 }
 
