@@ -10,6 +10,7 @@ pub mod memory;
 mod pages;
 mod source;
 pub mod state;
+pub mod store;
 pub mod vcpu;
 mod working_set;
 
