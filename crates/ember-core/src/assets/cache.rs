@@ -1,16 +1,11 @@
-//! The directory in which kernels and images are kept between runs.
-//!
-//! An entry is a directory that is named by what went into it and never changes. It is built in a
-//! hidden sibling and renamed when it is complete, so that a build which was interrupted leaves
-//! nothing that looks finished; whoever builds holds the entry's lock, so that several processes
-//! which want the same thing build it once.
+//! The directory in which kernels and images are kept between runs: one store for each kind.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-/// The prefix of a directory that is still being built.
-const BUILDING: &str = ".building-";
+pub(crate) use ember_snapshot::store::Lock;
+use ember_snapshot::store::{BuildError, Store, StoreError};
 
 /// A cache directory.
 #[derive(Debug, Clone)]
@@ -32,6 +27,8 @@ pub(crate) enum CacheError {
         path: PathBuf,
         source: io::Error,
     },
+    #[error(transparent)]
+    Store(StoreError),
 }
 
 fn io_error<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> CacheError + 'a {
@@ -42,11 +39,21 @@ fn io_error<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) 
     }
 }
 
-/// An exclusive lock on a name in the cache, held by this value.
-#[derive(Debug)]
-pub(crate) struct Lock {
-    // Closing the descriptor releases the lock, also when the process is killed.
-    _file: File,
+impl From<StoreError> for CacheError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Io {
+                action,
+                path,
+                source,
+            } => Self::Io {
+                action,
+                path,
+                source,
+            },
+            other => Self::Store(other),
+        }
+    }
 }
 
 impl Cache {
@@ -79,21 +86,7 @@ impl Cache {
 
     /// Waits for and takes the lock on `name`.
     pub(crate) fn lock(&self, name: &str) -> Result<Lock, CacheError> {
-        let (path, file) = self.lock_file(name)?;
-        file.lock().map_err(io_error("lock", &path))?;
-        Ok(Lock { _file: file })
-    }
-
-    fn lock_file(&self, name: &str) -> Result<(PathBuf, File), CacheError> {
-        let directory = self.directory("locks")?;
-        let path = directory.join(name);
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(io_error("open", &path))?;
-        Ok((path, file))
+        Ok(Lock::acquire(&self.directory("locks")?.join(name))?)
     }
 
     /// The directory `name` of the cache, created if need be.
@@ -110,53 +103,11 @@ impl Cache {
         key: &str,
         build: impl FnOnce(&Path) -> Result<(), E>,
     ) -> Result<PathBuf, E> {
-        let finished = self.root.join(kind).join(key);
-        if finished.is_dir() {
-            return Ok(finished);
-        }
-        let parent = self.directory(kind)?;
-        let _lock = self.lock(&lock_name(kind, key))?;
-        // Another process may have finished it while this one waited.
-        if finished.is_dir() {
-            return Ok(finished);
-        }
-        self.sweep(kind, key)?;
-
-        let building = parent.join(format!("{BUILDING}{key}"));
-        remove(&building)?;
-        fs::create_dir(&building).map_err(io_error("create", &building))?;
-        if let Err(error) = build(&building) {
-            // What the build ran into matters more than what the clean-up does.
-            let _ = remove(&building);
-            return Err(error);
-        }
-        // A rename can reach the disk before the contents of what it renames do.
-        sync(&building)?;
-        fs::rename(&building, &finished).map_err(io_error("complete", &finished))?;
-        sync_directory(&parent)?;
-        Ok(finished)
-    }
-
-    /// Removes what builders that are gone have left behind among the `kind`s, apart from `key`'s.
-    fn sweep(&self, kind: &str, key: &str) -> Result<(), CacheError> {
-        let parent = self.root.join(kind);
-        for entry in fs::read_dir(&parent).map_err(io_error("list", &parent))? {
-            let entry = entry.map_err(io_error("list", &parent))?;
-            let name = entry.file_name();
-            let Some(other) = name.to_str().and_then(|name| name.strip_prefix(BUILDING)) else {
-                continue;
-            };
-            if other == key {
-                continue;
-            }
-            let (path, file) = self.lock_file(&lock_name(kind, other))?;
-            match file.try_lock() {
-                Ok(()) => remove(&entry.path())?,
-                Err(TryLockError::WouldBlock) => {}
-                Err(TryLockError::Error(error)) => return Err(io_error("lock", &path)(error)),
-            }
-        }
-        Ok(())
+        let store = Store::open(self.root.join(kind));
+        store.build(key, build).map_err(|error| match error {
+            BuildError::Store(error) => CacheError::from(error).into(),
+            BuildError::Build(error) => error,
+        })
     }
 
     /// What the pointer `name` says, if it is there.
@@ -184,60 +135,6 @@ impl Cache {
         };
         write().map_err(io_error("write", &path))
     }
-}
-
-fn lock_name(kind: &str, key: &str) -> String {
-    format!("{kind}-{key}")
-}
-
-fn remove(path: &Path) -> Result<(), CacheError> {
-    // A directory without write permission (packages have such) cannot be emptied by an
-    // unprivileged owner until it has it.
-    fn make_removable(path: &Path) -> io::Result<()> {
-        use std::os::unix::fs::PermissionsExt;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
-        for entry in fs::read_dir(path)? {
-            let entry = entry?;
-            if entry.file_type()?.is_dir() {
-                make_removable(&entry.path())?;
-            }
-        }
-        Ok(())
-    }
-    let result = match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            make_removable(path).and_then(|()| fs::remove_dir_all(path))
-        }
-        result => result,
-    };
-    match result {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(io_error("remove", path)(error))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn sync(directory: &Path) -> Result<(), CacheError> {
-    for entry in fs::read_dir(directory).map_err(io_error("list", directory))? {
-        let entry = entry.map_err(io_error("list", directory))?;
-        let path = entry.path();
-        let kind = entry.file_type().map_err(io_error("examine", &path))?;
-        if kind.is_dir() {
-            sync(&path)?;
-        } else if kind.is_file() {
-            File::open(&path)
-                .and_then(|file| file.sync_all())
-                .map_err(io_error("write", &path))?;
-        }
-    }
-    sync_directory(directory)
-}
-
-fn sync_directory(directory: &Path) -> Result<(), CacheError> {
-    File::open(directory)
-        .and_then(|file| file.sync_all())
-        .map_err(io_error("write", directory))
 }
 
 #[cfg(test)]

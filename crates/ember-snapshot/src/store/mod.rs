@@ -34,8 +34,8 @@ const MAX_KEY: usize = 200;
 pub enum StoreError {
     /// The key cannot be the name of an entry.
     #[error(
-        "{0:?} cannot be the key of an entry: it takes 1 to {MAX_KEY} letters, digits, dots, \
-         hyphens and underscores, and no dot at its beginning"
+        "{0:?} cannot be the key of an entry: it takes 1 to {MAX_KEY} printable ASCII characters, \
+         no slash and no dot at its beginning"
     )]
     Key(String),
     /// The operating system refused.
@@ -236,7 +236,7 @@ impl Store {
 
 /// `key`, if it can be the name of an entry.
 fn checked(key: &str) -> Result<&str, StoreError> {
-    let known = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    let known = |byte: u8| byte.is_ascii_graphic() && byte != b'/';
     let valid =
         (1..=MAX_KEY).contains(&key.len()) && key.bytes().all(known) && !key.starts_with('.');
     valid

@@ -1,6 +1,3 @@
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
-
 use super::*;
 
 fn variables<'a>(set: &'a [(&'a str, &'a str)]) -> impl Fn(&str) -> Option<PathBuf> + 'a {
@@ -31,67 +28,20 @@ fn the_place_is_chosen_by_the_most_specific_variable() {
 }
 
 #[test]
-fn an_entry_is_built_once_however_many_want_it() {
-    let directory = tempfile::tempdir().unwrap();
-    let builds = AtomicU32::new(0);
-    std::thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                // A cache of its own, as another process has: the lock is in the file system.
-                let entry = Cache::at(directory.path())
-                    .entry("things", "key", |building| {
-                        builds.fetch_add(1, Ordering::Relaxed);
-                        std::thread::sleep(Duration::from_millis(20));
-                        fs::write(building.join("file"), "complete").unwrap();
-                        Ok::<_, CacheError>(())
-                    })
-                    .unwrap();
-                assert_eq!(fs::read_to_string(entry.join("file")).unwrap(), "complete");
-            });
-        }
-    });
-    assert_eq!(builds.into_inner(), 1);
-}
-
-#[test]
-fn a_failed_build_leaves_nothing() {
+fn an_entry_is_built_once_and_a_failed_build_is_none() {
     let directory = tempfile::tempdir().unwrap();
     let cache = Cache::at(directory.path());
-    let outcome = cache.entry("things", "key", |building| {
+    let failed = cache.entry("things", "key", |building| {
         fs::write(building.join("half"), "").unwrap();
         Err(CacheError::NoPlace)
     });
-    assert!(outcome.is_err());
-    assert_eq!(
-        fs::read_dir(cache.root().join("things")).unwrap().count(),
-        0
-    );
-}
-
-#[test]
-fn what_an_interrupted_build_left_is_removed_and_what_goes_on_is_not() {
-    let directory = tempfile::tempdir().unwrap();
-    let cache = Cache::at(directory.path());
-    let things = cache.directory("things").unwrap();
-    // Killed: the directories are there, nobody has the locks. The first is what is wanted now.
-    for key in ["key", "gone"] {
-        let left = things.join(format!("{BUILDING}{key}"));
-        fs::create_dir_all(left.join("deep")).unwrap();
-        fs::write(left.join("deep/half"), "").unwrap();
-    }
-    // Being built elsewhere.
-    let _busy = cache.lock(&lock_name("things", "busy")).unwrap();
-    fs::create_dir(things.join(format!("{BUILDING}busy"))).unwrap();
-
-    let entry = cache
-        .entry("things", "key", |building| {
-            assert_eq!(fs::read_dir(building).unwrap().count(), 0);
-            Ok::<_, CacheError>(())
-        })
-        .unwrap();
-    assert_eq!(fs::read_dir(entry).unwrap().count(), 0);
-    assert!(!things.join(format!("{BUILDING}gone")).exists());
-    assert!(things.join(format!("{BUILDING}busy")).exists());
+    assert!(matches!(failed, Err(CacheError::NoPlace)));
+    let entry = cache.entry("things", "key", |building| {
+        fs::write(building.join("file"), "complete").map_err(io_error("write", building))
+    });
+    let again = cache.entry("things", "key", |_| Err(CacheError::NoPlace));
+    assert_eq!(entry.unwrap(), directory.path().join("things/key"));
+    assert!(again.unwrap().join("file").exists());
 }
 
 #[test]
