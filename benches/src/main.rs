@@ -8,6 +8,7 @@
 
 mod channel;
 mod figure;
+mod fork;
 mod memory;
 mod sandbox;
 
@@ -26,6 +27,9 @@ const GROUPS: &[(&[&str], Measure)] = &[
     (&["exec.true"], sandbox::exec),
     (&["channel.throughput"], channel::throughput),
     (&["monitor.memory"], memory::monitor),
+    (&["fork.object.cold", "fork.reply.cold"], fork::cold),
+    (&["fork.reply.shell", "fork.reply.4vcpu"], fork::shell),
+    (&["fork.result.python"], fork::python),
 ];
 
 fn main() -> Result<()> {

@@ -6,7 +6,9 @@ use std::sync::OnceLock;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use ember_core::{Assets, ByteSize, Command, Image, Kernel, Sandbox, SandboxBuilder};
+use ember_core::{
+    Assets, ByteSize, Command, Image, Kernel, Sandbox, SandboxBuilder, Template, TemplateBuilder,
+};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -17,6 +19,23 @@ pub(crate) const CONDITIONS: &str = "tuned kernel, 1 vCPU, 128 MiB, python pack"
 
 /// The sandbox that is measured.
 pub(crate) fn builder() -> Result<SandboxBuilder> {
+    let (kernel, image) = files()?;
+    Ok(Sandbox::builder(image)
+        .vcpus(1)
+        .memory(ByteSize::mib(128))
+        .kernel(kernel))
+}
+
+/// The template that is measured.
+pub(crate) fn template(vcpus: u8) -> Result<TemplateBuilder> {
+    let (kernel, image) = files()?;
+    Ok(Template::builder(image)
+        .vcpus(vcpus)
+        .memory(ByteSize::mib(128))
+        .kernel(kernel))
+}
+
+fn files() -> Result<(Kernel, Image)> {
     static FILES: OnceLock<(TempDir, PathBuf, PathBuf)> = OnceLock::new();
     let (_, kernel, image) = match FILES.get() {
         Some(files) => files,
@@ -25,10 +44,7 @@ pub(crate) fn builder() -> Result<SandboxBuilder> {
             FILES.get_or_init(|| files)
         }
     };
-    Ok(Sandbox::builder(Image::file(image))
-        .vcpus(1)
-        .memory(ByteSize::mib(128))
-        .kernel(Kernel::file(kernel)))
+    Ok((Kernel::file(kernel), Image::file(image)))
 }
 
 /// Kernel and image, copied to where temporary files are. The cache may be on a file system that

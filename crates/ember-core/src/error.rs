@@ -32,6 +32,10 @@ pub enum ErrorKind {
     Unprepared,
     /// The guest did not come up. The message ends with its console's last lines.
     BootFailed,
+    /// A step of a template's warm-up did not succeed. The message has what it wrote.
+    WarmUpFailed,
+    /// A clone did not answer, or could not be made unique. There is no such clone.
+    ForkFailed,
     /// The guest ended, or stopped answering, while something was asked of it.
     GuestDied,
     /// The sandbox was closed before.

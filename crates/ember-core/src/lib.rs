@@ -22,6 +22,7 @@ mod output;
 mod progress;
 mod sandbox;
 mod size;
+mod template;
 
 pub use assets::{Assets, Image, Kernel, ReadyImage, ReadyKernel};
 pub use code::Code;
@@ -32,6 +33,7 @@ pub use output::{Captured, Output};
 pub use progress::{Event, Progress};
 pub use sandbox::{Process, Sandbox, SandboxBuilder};
 pub use size::ByteSize;
+pub use template::{ForkOptions, Shell, Template, TemplateBuilder};
 
 pub use ember_guest::host::{Command, ProcessControl, ProcessOutput, ProcessStdin, Stdin};
 pub use ember_guest::protocol::{Limits, Outcome, PtySize, Status};

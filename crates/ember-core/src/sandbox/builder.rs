@@ -2,10 +2,12 @@
 
 use std::fmt;
 use std::fs::File;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ember_guest::host::Agent;
 use ember_vmm::devices::serial::ConsoleConfig;
+use ember_vmm::devices::virtio::balloon::BalloonConfig;
 use ember_vmm::devices::virtio::block::BlockConfig;
 use ember_vmm::devices::virtio::vsock::VsockConfig;
 use ember_vmm::kernel::KernelImage;
@@ -13,13 +15,13 @@ use ember_vmm::{BuildError, ExitReason, Vm, VmConfig, probe};
 use tokio::sync::mpsc;
 
 use super::machine::{Line, Machine};
-use super::{Sandbox, Settings};
+use super::{Fixture, Sandbox, Settings};
 use crate::assets::{Assets, Image, Kernel, ReadyImage};
 use crate::error::{Error, ErrorKind};
 use crate::size::ByteSize;
 
 /// The host's vsock port that the agent calls.
-const AGENT_PORT: u32 = 1024;
+pub(crate) const AGENT_PORT: u32 = 1024;
 /// Far longer than any boot, also of a stock kernel on a busy machine.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
 const OUTPUT_LIMIT: ByteSize = ByteSize::mib(16);
@@ -38,6 +40,7 @@ pub struct SandboxBuilder {
     output_limit: ByteSize,
     console: Option<Console>,
     kick_signal: Option<i32>,
+    is_template: bool,
 }
 
 impl SandboxBuilder {
@@ -53,6 +56,7 @@ impl SandboxBuilder {
             output_limit: OUTPUT_LIMIT,
             console: None,
             kick_signal: None,
+            is_template: false,
         }
     }
 
@@ -122,6 +126,13 @@ impl SandboxBuilder {
         self
     }
 
+    /// It is to be cloned: it gets the devices that a clone needs and a guest that boots by itself
+    /// does not.
+    pub(crate) fn for_template(mut self) -> Self {
+        self.is_template = true;
+        self
+    }
+
     /// Boots the guest and returns when it answers. Whatever is not in the cache yet is prepared
     /// first, which can take a minute the first time.
     ///
@@ -139,7 +150,7 @@ impl SandboxBuilder {
         let machine_line = line.clone();
         // Preparing, building and even starting a VM all wait for the kernel at places.
         let started = tokio::task::spawn_blocking(move || self.start(sender, machine_line)).await;
-        let (machine, image, settings) = match started {
+        let (machine, fixture) = match started {
             Ok(started) => started?,
             Err(error) => {
                 let message = "building a sandbox ended unexpectedly";
@@ -174,7 +185,7 @@ impl SandboxBuilder {
             biased;
             reason = machine.watcher().ended() => Failure::Ended(reason),
             agent = greeted => match agent {
-                Ok(agent) => return Ok(Sandbox::new(machine, agent, image, settings)),
+                Ok(agent) => return Ok(Sandbox::new(machine, agent, fixture, None)),
                 Err(error) => Failure::Greeting(error),
             },
             () = tokio::time::sleep(boot_timeout) => Failure::Late(boot_timeout),
@@ -193,7 +204,7 @@ impl SandboxBuilder {
         self,
         calls: mpsc::Sender<std::os::unix::net::UnixStream>,
         line: Line,
-    ) -> Result<(Machine, ReadyImage, Settings), Error> {
+    ) -> Result<(Machine, Fixture), Error> {
         let assets = match self.assets {
             Some(assets) => assets,
             None => Assets::of_user()?,
@@ -215,8 +226,16 @@ impl SandboxBuilder {
         config.memory_bytes = self.memory.as_bytes();
         config.initramfs = Some(initramfs);
         config.command_line = command_line(&image, self.console.is_some());
-        config.disks = vec![BlockConfig::read_only(disk)];
+        let for_vm = disk.try_clone().map_err(|error| {
+            let message = "cannot use the image's file twice";
+            Error::because(ErrorKind::HostUnsupported, message, error)
+        })?;
+        config.disks = vec![BlockConfig::read_only(for_vm)];
         config.vsock = Some(VsockConfig::default());
+        if self.is_template {
+            config.balloon = Some(BalloonConfig::default());
+            config.generation_id = Some(random()?);
+        }
         config.console = ConsoleConfig {
             sink: self.console,
             ..ConsoleConfig::default()
@@ -250,8 +269,24 @@ impl SandboxBuilder {
             timeout: self.timeout,
             output_limit: usize::try_from(self.output_limit.as_bytes()).unwrap_or(usize::MAX),
         };
-        Ok((machine, image, settings))
+        let fixture = Fixture {
+            image,
+            disk: Arc::new(disk),
+            kick_signal: self.kick_signal,
+            settings,
+        };
+        Ok((machine, fixture))
     }
+}
+
+/// Random bytes of this host's.
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], Error> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| {
+        let message = "this host has no random numbers";
+        Error::because(ErrorKind::HostUnsupported, message, error.to_string())
+    })?;
+    Ok(bytes)
 }
 
 /// The kernel's command line.
@@ -272,7 +307,7 @@ fn command_line(image: &ReadyImage, verbose: bool) -> String {
     words.join(" ")
 }
 
-fn build_error(error: BuildError) -> Error {
+pub(crate) fn build_error(error: BuildError) -> Error {
     let kind = match &error {
         BuildError::Configuration(_) | BuildError::Kernel(_) => ErrorKind::InvalidRequest,
         _ => ErrorKind::HostUnsupported,

@@ -20,26 +20,26 @@ const SHOWN_LINES: usize = 20;
 
 /// A VM that nobody has to wait for: dropping this ends it and returns at once.
 #[derive(Debug)]
-pub(super) struct Machine {
-    /// There until it is closed or dropped.
-    vm: Option<Vm>,
+pub(crate) struct Machine {
+    /// There until it is closed or dropped; shared while its state is being taken.
+    vm: Option<Arc<Vm>>,
     watcher: Watcher,
 }
 
 /// Knows whether, and why, a VM has ended; also when the VM is gone.
 #[derive(Debug, Clone)]
-pub(super) struct Watcher {
+pub(crate) struct Watcher {
     ended: watch::Receiver<Option<ExitReason>>,
     console: Console,
 }
 
 /// The host's end of the guest channel, once there is one.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Line(Arc<Mutex<Option<UnixStream>>>);
+pub(crate) struct Line(Arc<Mutex<Option<UnixStream>>>);
 
 impl Line {
     /// Remembers `stream`, to be hung up when the VM ends.
-    pub(super) fn set(&self, stream: UnixStream) {
+    pub(crate) fn set(&self, stream: UnixStream) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream);
     }
 
@@ -56,7 +56,7 @@ impl Line {
 impl Machine {
     /// Watches over `vm`. When it ends, `line` is hung up: the VM outlives its guest, and with it
     /// the channel's other end, so that nobody would notice.
-    pub(super) fn new(vm: Vm, line: Line) -> Self {
+    pub(crate) fn new(vm: Vm, line: Line) -> Self {
         let (sender, ended) = watch::channel(None);
         vm.on_exit(Box::new(move |reason| {
             // In this order: whoever sees the channel end can learn why.
@@ -68,18 +68,23 @@ impl Machine {
             console: vm.console(),
         };
         Self {
-            vm: Some(vm),
+            vm: Some(Arc::new(vm)),
             watcher,
         }
     }
 
-    pub(super) fn watcher(&self) -> &Watcher {
+    pub(crate) fn watcher(&self) -> &Watcher {
         &self.watcher
     }
 
+    /// The VM, to be paused and looked at.
+    pub(crate) fn vm(&self) -> Option<Arc<Vm>> {
+        self.vm.clone()
+    }
+
     /// Lets the guest run.
-    pub(super) fn start(&self) -> Result<(), Error> {
-        match self.vm.as_ref().map(Vm::start) {
+    pub(crate) fn start(&self) -> Result<(), Error> {
+        match self.vm.as_ref().map(|vm| vm.start()) {
             None | Some(Ok(())) => Ok(()),
             Some(Err(error)) => {
                 let message = "cannot start the VM";
@@ -89,14 +94,14 @@ impl Machine {
     }
 
     /// Ends the guest without freeing the VM.
-    pub(super) fn stop(&self) {
+    pub(crate) fn stop(&self) {
         if let Some(vm) = &self.vm {
             vm.stop();
         }
     }
 
     /// Ends the guest and waits until everything that the VM held is free.
-    pub(super) async fn close(mut self) {
+    pub(crate) async fn close(mut self) {
         if let Some(vm) = self.vm.take() {
             // A panic in there was reported where it happened, and there is no more to free.
             let _ = tokio::task::spawn_blocking(move || drop(vm)).await;
@@ -118,7 +123,7 @@ impl Drop for Machine {
 
 impl Watcher {
     /// Waits for the VM to end.
-    pub(super) async fn ended(&self) -> ExitReason {
+    pub(crate) async fn ended(&self) -> ExitReason {
         let mut ended = self.ended.clone();
         let reason = ended.wait_for(Option::is_some).await;
         match reason {
@@ -129,12 +134,12 @@ impl Watcher {
     }
 
     /// Why the VM ended, if it has or does within a moment.
-    pub(super) async fn last_words(&self) -> Option<ExitReason> {
+    pub(crate) async fn last_words(&self) -> Option<ExitReason> {
         tokio::time::timeout(LAST_WORDS, self.ended()).await.ok()
     }
 
     /// The console's last lines, indented, after a line that says so; nothing if there are none.
-    pub(super) fn console_tail(&self) -> String {
+    pub(crate) fn console_tail(&self) -> String {
         console_tail(&self.console.tail())
     }
 }

@@ -1,15 +1,18 @@
 //! A sandbox: one guest, from its boot to its end.
 
-mod builder;
-mod machine;
+pub(crate) mod builder;
+pub(crate) mod machine;
 mod process;
 
+use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ember_guest::host::{self, Agent, Command, Stdin};
 use ember_guest::protocol::ErrorCode;
+use ember_snapshot::memory::MemoryImage;
+use ember_vmm::{Ended, Vm};
 
 pub use builder::SandboxBuilder;
 pub use process::Process;
@@ -32,17 +35,28 @@ use machine::{Machine, Watcher};
 #[derive(Debug)]
 pub struct Sandbox {
     agent: Agent,
-    image: ReadyImage,
-    settings: Settings,
+    fixture: Fixture,
     guest: Arc<Guest>,
     programs: AtomicU64,
+    /// What its memory was when it was made, if it is a clone.
+    base: Option<Arc<MemoryImage>>,
+}
+
+/// What a sandbox has in common with its clones.
+#[derive(Debug, Clone)]
+pub(crate) struct Fixture {
+    pub(crate) image: ReadyImage,
+    /// The image's file, open: it may be removed, or another may come in its place.
+    pub(crate) disk: Arc<File>,
+    pub(crate) kick_signal: Option<i32>,
+    pub(crate) settings: Settings,
 }
 
 /// What holds for everything that runs in a sandbox.
-#[derive(Debug)]
-struct Settings {
-    timeout: Option<Duration>,
-    output_limit: usize,
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) output_limit: usize,
 }
 
 /// What outlives the sandbox in the hands of its processes: enough to say what became of it.
@@ -59,12 +73,17 @@ impl Sandbox {
         SandboxBuilder::new(image)
     }
 
-    fn new(machine: Machine, agent: Agent, image: ReadyImage, settings: Settings) -> Self {
+    pub(crate) fn new(
+        machine: Machine,
+        agent: Agent,
+        fixture: Fixture,
+        base: Option<Arc<MemoryImage>>,
+    ) -> Self {
         let watcher = machine.watcher().clone();
         Self {
             agent,
-            image,
-            settings,
+            fixture,
+            base,
             guest: Arc::new(Guest {
                 machine: Mutex::new(Some(machine)),
                 watcher,
@@ -75,7 +94,7 @@ impl Sandbox {
 
     /// The languages that [`run`](Self::run) knows.
     pub fn languages(&self) -> &[Language] {
-        &self.image.languages
+        &self.fixture.image.languages
     }
 
     /// Runs a program and collects what it writes.
@@ -88,7 +107,9 @@ impl Sandbox {
     /// [`ErrorKind::GuestDied`] if the guest did not live to say how the program ended.
     pub async fn run(&self, code: Code) -> Result<Output, Error> {
         let (process, input) = self.begin(code).await?;
-        process.output_of(input, self.settings.output_limit).await
+        process
+            .output_of(input, self.fixture.settings.output_limit)
+            .await
     }
 
     /// Starts a program, to be fed and read as it runs.
@@ -111,7 +132,7 @@ impl Sandbox {
     pub async fn exec(&self, command: Command) -> Result<Output, Error> {
         let process = self.spawn(command).await?;
         process
-            .output_of(Vec::new(), self.settings.output_limit)
+            .output_of(Vec::new(), self.fixture.settings.output_limit)
             .await
     }
 
@@ -120,7 +141,7 @@ impl Sandbox {
     /// # Errors
     /// As for [`exec`](Self::exec), as far as they concern its start.
     pub async fn spawn(&self, command: Command) -> Result<Process, Error> {
-        let command = match (command.time_limit(), self.settings.timeout) {
+        let command = match (command.time_limit(), self.fixture.settings.timeout) {
             (None, Some(timeout)) => command.timeout(timeout),
             _ => command,
         };
@@ -143,6 +164,38 @@ impl Sandbox {
         }
     }
 
+    /// Holds the guest still: nothing in it runs until [`resume`](Self::resume). Its wall clock goes
+    /// on.
+    ///
+    /// # Errors
+    /// [`ErrorKind::GuestDied`] if it has ended, [`ErrorKind::Closed`] if the sandbox is closed.
+    pub async fn pause(&self) -> Result<(), Error> {
+        self.on_vm("the guest cannot be paused", |vm| vm.pause())
+            .await
+    }
+
+    /// Lets the guest go on after [`pause`](Self::pause).
+    ///
+    /// # Errors
+    /// As for [`pause`](Self::pause).
+    pub async fn resume(&self) -> Result<(), Error> {
+        self.on_vm("the guest cannot go on", |vm| vm.resume()).await
+    }
+
+    /// Does something with the VM that waits for its threads.
+    async fn on_vm(
+        &self,
+        failed: &'static str,
+        work: impl FnOnce(&Vm) -> Result<(), Ended> + Send + 'static,
+    ) -> Result<(), Error> {
+        let vm = self.parts()?.vm;
+        match tokio::task::spawn_blocking(move || work(&vm)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(Error::because(ErrorKind::GuestDied, failed, error)),
+            Err(error) => Err(Error::because(ErrorKind::Internal, failed, error)),
+        }
+    }
+
     /// Ends the guest, now, and returns when everything it held is free. What ran in it is over;
     /// nothing that it wrote is kept.
     pub async fn close(self) {
@@ -152,11 +205,34 @@ impl Sandbox {
         }
     }
 
+    /// The parts of a running guest that its state is taken from.
+    pub(crate) fn parts(&self) -> Result<Parts<'_>, Error> {
+        let vm = self
+            .guest
+            .machine
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_ref()
+            .and_then(Machine::vm)
+            .ok_or_else(|| Error::new(ErrorKind::Closed, "the sandbox is closed"))?;
+        Ok(Parts {
+            vm,
+            agent: &self.agent,
+            fixture: &self.fixture,
+            base: self.base.as_ref(),
+        })
+    }
+
+    /// What an error of the guest's agent means to the caller.
+    pub(crate) async fn explain(&self, error: host::Error) -> Error {
+        self.guest.explain(error).await
+    }
+
     async fn begin(&self, code: Code) -> Result<(Process, Vec<u8>), Error> {
         // To know a language needs no thread; to read a file does.
-        code.find_language(&self.image.languages)?;
+        code.find_language(&self.fixture.image.languages)?;
         let unique = self.programs.fetch_add(1, Ordering::Relaxed);
-        let image = self.image.clone();
+        let image = self.fixture.image.clone();
         let prepared = tokio::task::spawn_blocking(move || {
             code.prepare(&image.languages, &image.account, unique)
         });
@@ -181,7 +257,7 @@ impl Sandbox {
     /// that leads elsewhere.
     async fn write(&self, path: &str, contents: Vec<u8>) -> Result<(), Error> {
         let command = Command::from_argv(["/bin/sh", "-c", "cat > \"$0\"", path])
-            .user(&self.image.account.user)
+            .user(&self.fixture.image.account.user)
             .stdin(Stdin::Piped)
             .timeout(WRITE_TIMEOUT);
         let process = self.spawn(command).await?;
@@ -195,6 +271,14 @@ impl Sandbox {
         );
         Err(Error::new(ErrorKind::Exhausted, message))
     }
+}
+
+/// See [`Sandbox::parts`].
+pub(crate) struct Parts<'a> {
+    pub(crate) vm: Arc<Vm>,
+    pub(crate) agent: &'a Agent,
+    pub(crate) fixture: &'a Fixture,
+    pub(crate) base: Option<&'a Arc<MemoryImage>>,
 }
 
 /// How long the guest may take to store a program.

@@ -1,0 +1,107 @@
+//! Who a clone is to be.
+
+use std::ffi::OsString;
+use std::time::{Duration, SystemTime};
+
+use ember_guest::host::Identity;
+
+use crate::error::{Error, ErrorKind};
+use crate::size::ByteSize;
+
+/// What is particular to one clone. What is not said here is drawn at random (its machine id, boot
+/// id, generation id and entropy), is this host's (the wall clock), or the template's.
+#[derive(Debug, Clone, Default)]
+pub struct ForkOptions {
+    hostname: Option<String>,
+    environment: Vec<(OsString, OsString)>,
+    secrets: Vec<(OsString, Secret)>,
+    realtime: Option<SystemTime>,
+    pub(super) timeout: Option<Duration>,
+    pub(super) output_limit: Option<ByteSize>,
+}
+
+/// A value that is shown to nobody.
+#[derive(Clone)]
+struct Secret(OsString);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+impl ForkOptions {
+    /// Nothing in particular.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Its host name. A name with random letters if not said.
+    #[must_use]
+    pub fn hostname(mut self, name: impl Into<String>) -> Self {
+        self.hostname = Some(name.into());
+        self
+    }
+
+    /// Sets an environment variable for everything that is started in it.
+    #[must_use]
+    pub fn env(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.environment.push((name.into(), value.into()));
+        self
+    }
+
+    /// Sets an environment variable whose value is never shown in messages, and never handed on to
+    /// clones of this clone.
+    #[must_use]
+    pub fn secret(mut self, name: impl Into<OsString>, value: impl Into<OsString>) -> Self {
+        self.secrets.push((name.into(), Secret(value.into())));
+        self
+    }
+
+    /// Sets its wall clock to this time in place of the host's.
+    #[must_use]
+    pub fn realtime(mut self, time: SystemTime) -> Self {
+        self.realtime = Some(time);
+        self
+    }
+
+    /// How long a command or program may take that does not say so itself.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// How much of each output is kept where output is collected.
+    #[must_use]
+    pub fn output_limit(mut self, limit: ByteSize) -> Self {
+        self.output_limit = Some(limit);
+        self
+    }
+
+    /// The identity of one clone.
+    pub(super) fn identity(&self) -> Result<Identity, Error> {
+        let mut identity = Identity::random().map_err(|error| {
+            let message = "this host has no random numbers to make a clone unique";
+            Error::because(ErrorKind::HostUnsupported, message, error)
+        })?;
+        let hostname = match &self.hostname {
+            Some(name) => name.clone(),
+            None => {
+                let suffix: [u8; 4] = crate::sandbox::builder::random()?;
+                format!("ember-{:08x}", u32::from_ne_bytes(suffix))
+            }
+        };
+        identity = identity.hostname(hostname);
+        for (name, value) in &self.environment {
+            identity = identity.env(name, value);
+        }
+        for (name, Secret(value)) in &self.secrets {
+            identity = identity.secret(name, value);
+        }
+        if let Some(realtime) = self.realtime {
+            identity = identity.realtime(realtime);
+        }
+        Ok(identity)
+    }
+}

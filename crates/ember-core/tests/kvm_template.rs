@@ -1,0 +1,92 @@
+//! Templates and their clones.
+#![allow(missing_docs, clippy::unwrap_used, reason = "it is a test")]
+
+mod common;
+
+use common::runtime;
+use ember_core::{ByteSize, Code, Command, ForkOptions, Image, Kernel, Template, TemplateBuilder};
+
+fn builder() -> TemplateBuilder {
+    Template::builder(Image::pack("python"))
+        .kernel(Kernel::tuned())
+        .memory(ByteSize::mib(192))
+}
+
+#[test]
+fn clones_are_themselves_and_share_what_was_warmed_up() {
+    runtime().block_on(async {
+        let template = builder()
+            .vcpus(2)
+            .warm_up(Code::python("open('/home/user/warm', 'w').write('yes')"))
+            .build()
+            .await
+            .unwrap();
+        let clones = template.fork_many(4).await.unwrap();
+        let mut seen = std::collections::HashSet::new();
+        for clone in &clones {
+            let program = "import os, socket\n\
+                print(open('/home/user/warm').read(), 6 * 7)\n\
+                print(socket.gethostname(), open('/etc/machine-id').read().strip(),\n\
+                      open('/proc/sys/kernel/random/boot_id').read().strip(), os.urandom(16).hex())";
+            let out = clone.run(Code::python(program)).await.unwrap();
+            let text = out.stdout.to_string_lossy().into_owned();
+            let mut lines = text.lines();
+            assert_eq!(lines.next(), Some("yes 42"), "{out:?}");
+            for word in lines.next().unwrap().split(' ') {
+                assert!(seen.insert(word.to_owned()), "{word} came twice");
+            }
+        }
+        // What one writes, no other sees.
+        let write = "open('/home/user/warm', 'w').write('mine')";
+        clones[0].run(Code::python(write)).await.unwrap();
+        let out = clones[1].exec(Command::new("cat").arg("/home/user/warm")).await.unwrap();
+        assert_eq!(out.stdout, "yes");
+        for clone in clones {
+            clone.close().await;
+        }
+    });
+}
+
+#[test]
+fn a_running_guest_is_cloned_with_its_processes() {
+    runtime().block_on(async {
+        let template = builder().build().await.unwrap();
+        let options = ForkOptions::new().hostname("first").env("WHO", "first");
+        let first = template.fork_with(options).await.unwrap();
+        // Never half written, for whoever looks.
+        let count = "import os, time\nn = 0\nwhile True:\n    n += 1\n    \
+                     open('/tmp/next', 'w').write(str(n))\n    \
+                     os.rename('/tmp/next', '/tmp/n')\n    time.sleep(0.01)";
+        let counter = first.start(Code::python(count)).await.unwrap();
+        let wait = "until [ -s /tmp/n ]; do sleep 0.1; done";
+        let started = first.exec(Command::from_argv(["sh", "-c", wait])).await;
+        assert!(started.unwrap().success());
+        let mut generation = first
+            .fork_with(ForkOptions::new().env("WHO", "1"))
+            .await
+            .unwrap();
+        for number in 2..=3 {
+            let options = ForkOptions::new().env("WHO", number.to_string());
+            let next = generation.fork_with(options).await.unwrap();
+            generation.close().await;
+            generation = next;
+        }
+        let show = Command::from_argv([
+            "sh",
+            "-c",
+            "cat /tmp/n; sleep 1; echo; cat /tmp/n; echo; echo $WHO",
+        ]);
+        for (sandbox, who) in [(&first, "first"), (&generation, "3")] {
+            let out = sandbox.exec(show.clone()).await.unwrap();
+            let text = out.stdout.to_string_lossy().into_owned();
+            let words: Vec<&str> = text.split_whitespace().collect();
+            let [before, after, name] = words[..] else {
+                panic!("{who}: {out:?}")
+            };
+            assert_eq!(name, who);
+            let (before, after): (u32, u32) = (before.parse().unwrap(), after.parse().unwrap());
+            assert!(after > before, "the counter stands at {before}");
+        }
+        drop(counter);
+    });
+}
