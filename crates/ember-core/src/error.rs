@@ -38,7 +38,10 @@ pub enum ErrorKind {
     ForkFailed,
     /// The guest ended, or stopped answering, while something was asked of it.
     GuestDied,
-    /// The sandbox was closed before.
+    /// A pool has nothing to give in time: all its members are handed out, too many callers wait,
+    /// or memory is short. Later it may have.
+    Unavailable,
+    /// The sandbox, or the pool, was closed before.
     Closed,
     /// A mistake of ours. Please report it.
     Internal,

@@ -19,6 +19,12 @@ mod error;
 mod host;
 mod language;
 mod output;
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "what it is to keep ready comes with templates"
+)]
+mod pool;
 mod progress;
 mod sandbox;
 mod size;
@@ -30,6 +36,7 @@ pub use error::{Error, ErrorKind};
 pub use host::{Condition, Finding, Host, Measured};
 pub use language::{Account, Language};
 pub use output::{Captured, Output};
+pub use pool::{Budget, PoolStatus};
 pub use progress::{Event, Progress};
 pub use sandbox::{Process, Sandbox, SandboxBuilder};
 pub use size::ByteSize;
