@@ -76,31 +76,14 @@ pub(crate) fn ensure(tools: &[Tool]) -> Result<()> {
     for tool in &missing {
         say!("installing {}: {}", tool.package, tool.why);
     }
-    let release = release_codename();
-    let backports = release.as_deref().filter(|name| *name == "bookworm");
-    let backports = backports.filter(|_| missing.iter().any(|tool| tool.backports));
-    let mut install = vec!["apt-get", "install", "-y", "-q", "--no-install-recommends"];
-    let packages: Vec<String> = missing
-        .iter()
-        .map(|tool| match backports {
-            Some(release) if tool.backports => format!("{}/{release}-backports", tool.package),
-            _ => tool.package.to_owned(),
-        })
-        .collect();
-    let target;
-    if let Some(release) = backports {
-        // The packages' dependencies come from backports as well where they must.
-        target = format!("{release}-backports");
-        install.extend(["-t", &target]);
-        add_backports(release)?;
-    }
-    install.extend(packages.iter().map(String::as_str));
     if !has_program("apt-get") {
         let names: Vec<_> = missing.iter().map(|tool| tool.package).collect();
         bail!("this is no Debian system; install what its packages {names:?} hold, then run again");
     }
-    as_root(&["apt-get", "update", "-q"])?;
-    as_root(&install)?;
+    let release = release_codename();
+    let release = release.as_deref().filter(|name| *name == "bookworm");
+    let known = release.is_none() || has_backports(release.unwrap_or_default())?;
+    as_root(&installation(&missing, release, known))?;
     if let Some(tool) = missing.iter().find(|tool| !(tool.present)()) {
         bail!(
             "{} is installed and still not usable ({}); look at `apt-cache policy {0}`",
@@ -111,6 +94,31 @@ pub(crate) fn ensure(tools: &[Tool]) -> Result<()> {
     Ok(())
 }
 
+/// The commands that install `missing`, as root. `release` is Debian 12's name if this is one: some
+/// packages come from its backports there, whose source is added unless it is `known`.
+fn installation(missing: &[&Tool], release: Option<&str>, known: bool) -> Vec<Vec<String>> {
+    let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let release = release.filter(|_| missing.iter().any(|tool| tool.backports));
+    let mut commands = Vec::new();
+    let mut install = words("apt-get install -y -q -o Dpkg::Use-Pty=0 --no-install-recommends");
+    if let Some(release) = release {
+        if !known {
+            let line = format!("deb http://deb.debian.org/debian {release}-backports main");
+            let script = format!("echo '{line}' > /etc/apt/sources.list.d/ember-backports.list");
+            commands.push(vec!["sh".to_owned(), "-c".to_owned(), script]);
+        }
+        // The packages' dependencies come from backports as well where they must.
+        install.extend(["-t".to_owned(), format!("{release}-backports")]);
+    }
+    commands.push(words("apt-get update -q"));
+    install.extend(missing.iter().map(|tool| match release {
+        Some(release) if tool.backports => format!("{}/{release}-backports", tool.package),
+        _ => tool.package.to_owned(),
+    }));
+    commands.push(install);
+    commands
+}
+
 fn release_codename() -> Option<String> {
     let text = fs::read_to_string("/etc/os-release").ok()?;
     let value = text
@@ -119,46 +127,56 @@ fn release_codename() -> Option<String> {
     Some(value.trim_matches('"').to_owned())
 }
 
-fn add_backports(release: &str) -> Result<()> {
+/// Whether apt knows this release's backports.
+fn has_backports(release: &str) -> Result<bool> {
     let policy = output("apt-cache", ["policy"])?;
-    if policy.contains(&format!("{release}-backports")) {
-        return Ok(());
-    }
-    let line = format!("deb http://deb.debian.org/debian {release}-backports main");
-    say!("adding /etc/apt/sources.list.d/ember-backports.list: {line}");
-    as_root(&[
-        "sh",
-        "-c",
-        &format!("echo '{line}' > /etc/apt/sources.list.d/ember-backports.list"),
-    ])
+    Ok(policy.contains(&format!("{release}-backports")))
 }
 
-/// Runs a command as root, by sudo when this is an ordinary user.
-fn as_root(command: &[&str]) -> Result<()> {
+/// Lines of a command that failed which are shown.
+const SHOWN_LINES: usize = 20;
+
+/// Runs commands as root, by sudo when this is an ordinary user. What they print is shown when one
+/// fails, with what is then left to do by hand.
+fn as_root(commands: &[Vec<String>]) -> Result<()> {
     let root = nix::unistd::geteuid().is_root();
-    let full: Vec<&str> = if root {
-        command.to_vec()
-    } else {
-        [&["sudo"], command].concat()
+    let by_hand = |from: usize| {
+        let mut text = "run this as root, then try again:".to_owned();
+        for command in &commands[from..] {
+            let quoted: Vec<_> = command.iter().map(|word| quote(word)).collect();
+            text.push_str("\n  ");
+            text.push_str(&quoted.join(" "));
+        }
+        text
     };
-    let by_hand = || {
+    if !root && !has_program("sudo") {
+        bail!("this needs root, and there is no sudo; {}", by_hand(0));
+    }
+    if !root {
+        say!("by sudo, which may ask for your password");
+    }
+    for (index, command) in commands.iter().enumerate() {
         let quoted: Vec<_> = command.iter().map(|word| quote(word)).collect();
-        format!("run this as root and then try again: {}", quoted.join(" "))
-    };
-    let status = Command::new(full[0])
-        .args(&full[1..])
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        .stdin(if root {
-            Stdio::null()
-        } else {
-            Stdio::inherit()
-        })
-        // Standard output is the caller's: it may be a pipe that someone parses.
-        .stdout(std::io::stderr())
-        .status()
-        .with_context(by_hand)?;
-    if !status.success() {
-        bail!("{} failed ({status}); {}", command[0], by_hand());
+        say!("$ {}", quoted.join(" "));
+        // sudo asks at the terminal, not at the streams that are taken here.
+        let output = Command::new(if root { "env" } else { "sudo" })
+            .args(if root { &[][..] } else { &["env"] })
+            // sudo passes none of the environment on.
+            .arg("DEBIAN_FRONTEND=noninteractive")
+            .args(command)
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| by_hand(index))?;
+        if !output.status.success() {
+            let text = [output.stdout, output.stderr].concat();
+            let text = String::from_utf8_lossy(&text);
+            let lines: Vec<&str> = text.lines().collect();
+            for line in &lines[lines.len().saturating_sub(SHOWN_LINES)..] {
+                say!("| {line}");
+            }
+            let (name, status) = (&command[0], output.status);
+            bail!("{name} failed ({status}); {}", by_hand(index));
+        }
     }
     Ok(())
 }
@@ -191,7 +209,7 @@ pub(crate) fn fetch(names: &[&str], prefix: &str, into: &Path) -> Result<Fetched
         return Ok(fetched);
     }
     // The package lists may be missing, or name versions that the mirror no longer has.
-    as_root(&["apt-get", "update", "-q"])?;
+    as_root(&[["apt-get", "update", "-q"].map(str::to_owned).to_vec()])?;
     try_fetch(names, prefix, into)?.with_context(|| {
         format!("no package of {names:?} can be downloaded; see `apt-cache policy`")
     })

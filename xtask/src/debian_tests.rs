@@ -35,3 +35,33 @@ fn quoting_reads_back() {
     assert_eq!(quote("it's"), r"'it'\''s'");
     assert_eq!(quote(""), "''");
 }
+
+#[test]
+fn what_is_installed_comes_from_backports_where_it_must() {
+    let [qemu, busybox] = &LAB_TOOLS;
+    let text = |missing: &[&Tool], release, known| {
+        let commands = installation(missing, release, known);
+        let lines: Vec<String> = commands.iter().map(|words| words.join(" ")).collect();
+        lines.join("\n")
+    };
+    let both = text(&[qemu, busybox], Some("bookworm"), false);
+    assert_eq!(both.lines().count(), 3, "{both}");
+    assert!(
+        both.contains("ember-backports.list\napt-get update"),
+        "{both}"
+    );
+    assert!(
+        both.ends_with("-t bookworm-backports qemu-system-x86/bookworm-backports busybox-static"),
+        "{both}"
+    );
+    for (missing, release, known) in [
+        (&[qemu, busybox][..], Some("bookworm"), true),
+        (&[busybox], Some("bookworm"), false),
+        (&[qemu], None, true),
+    ] {
+        let commands = text(missing, release, known);
+        assert_eq!(commands.lines().count(), 2, "{commands}");
+        let backports = missing.len() == 2;
+        assert_eq!(commands.contains("backports"), backports, "{commands}");
+    }
+}

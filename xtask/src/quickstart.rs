@@ -19,6 +19,9 @@ pub(crate) fn run() -> Result<u8> {
 
     let verdict = steps.run("see what this machine's KVM can do", || Ok(probe::probe()))?;
     say!("this machine's KVM is {verdict}");
+    if let Some(advice) = verdict.advice() {
+        say!("to change that: {advice}");
+    }
     if !verdict.is_real() {
         say!("so this runs in the lab, a virtual machine of QEMU's software CPU: slower, and real");
         let kernel = steps.run("the lab", lab::prepare)?;
