@@ -1,8 +1,9 @@
 //! Who the guest is, and how it becomes somebody else.
 //!
 //! A clone waits for its identity before it can do anything, so this is the fast path of the
-//! agent: whatever can be opened or made ahead is, when the guest is frozen ([`Identities::prepare`]),
-//! and what is left is a system call a step ([`Identities::apply`]).
+//! agent: whatever can be made ahead is, when the guest boots or is frozen
+//! ([`Identities::prepare`]). What is left ([`Identities::apply`]) is a system call a step, and for
+//! the ids not even that: they are pages of files that the agent has mapped.
 
 use std::fs::{self, File};
 use std::io;
@@ -20,11 +21,13 @@ use crate::protocol::{ErrorCode, Failure, Identity, Variables};
 
 /// Shown by the kernel, which draws it once, at boot, and lets nobody write it.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
-/// What is mounted over it.
-const BOOT_ID_FILE: &str = "/run/ember/boot_id";
 const MACHINE_ID: &str = "/etc/machine-id";
-/// Of what `/etc/machine-id` holds: 32 digits and the line's end (machine-id(5)).
-const MACHINE_ID_LEN: u64 = 33;
+/// Where the files are that are mounted over those two.
+const FILES: &str = "/run/ember";
+/// 32 digits and the line's end (machine-id(5)).
+const MACHINE_ID_LEN: usize = 33;
+/// 32 digits, four hyphens and the line's end.
+const BOOT_ID_LEN: usize = 37;
 
 /// Whose identity the agent changes.
 #[derive(Debug)]
@@ -37,21 +40,16 @@ enum Place {
     Directory(PathBuf),
 }
 
-/// What was opened ahead.
-#[derive(Debug)]
-struct Prepared {
-    /// The kernel's random number generator.
-    random: File,
-    machine_id: File,
-}
-
 /// The guest's identity.
 #[derive(Debug)]
 pub(crate) struct Identities {
     place: Place,
-    prepared: Option<Prepared>,
-    /// Stands for the boot id. None if the kernel shows none.
-    boot_id: Option<File>,
+    /// The kernel's random number generator, once it was opened ahead.
+    random: Option<File>,
+    /// None if the root has no place for it.
+    machine_id: Option<SharedFile<MACHINE_ID_LEN>>,
+    /// None if the kernel shows none.
+    boot_id: Option<SharedFile<BOOT_ID_LEN>>,
     environment: Environment,
 }
 
@@ -91,35 +89,61 @@ impl std::fmt::Debug for Environment {
 impl Identities {
     /// Of nobody: an identity is refused.
     pub(crate) fn nowhere() -> Self {
-        Self::new(Place::Nowhere, None)
+        Self::new(Place::Nowhere)
     }
 
     /// Of files in a directory, which take what would be the machine's.
     pub(crate) fn in_directory(directory: &Path) -> io::Result<Self> {
-        let boot_id = create(&directory.join("boot-id"))?;
-        Ok(Self::new(
-            Place::Directory(directory.to_owned()),
-            Some(boot_id),
-        ))
+        Ok(Self {
+            machine_id: Some(SharedFile::create(&directory.join("machine-id"))?),
+            boot_id: Some(SharedFile::create(&directory.join("boot-id"))?),
+            ..Self::new(Place::Directory(directory.to_owned()))
+        })
     }
 
     /// Of this machine. Has to be called before anything else is started, which could get a mount
     /// namespace of its own that does not hear of what is mounted here.
     pub(crate) fn of_guest() -> io::Result<Self> {
+        let mut identities = Self::new(Place::Guest);
         let boot_id = match fs::read(BOOT_ID) {
-            Ok(text) => Some(cover_boot_id(&text)?),
+            Ok(text) => Some(text),
             // A kernel without sysctl.
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error),
         };
-        Ok(Self::new(Place::Guest, boot_id))
+        fs::create_dir_all(FILES)?;
+        if let Some(text) = &boot_id {
+            identities.boot_id = Some(cover(BOOT_ID, "boot_id", text)?);
+        }
+        // A root that brings no machine id gets one for this boot, as systemd does it.
+        let given = fs::read(MACHINE_ID).unwrap_or_default();
+        let text = match given.len() {
+            MACHINE_ID_LEN => given,
+            _ => boot_id
+                .unwrap_or_default()
+                .into_iter()
+                .filter(|&byte| byte != b'-')
+                .collect(),
+        };
+        match create(Path::new(MACHINE_ID)) {
+            Ok(_) => identities.machine_id = Some(cover(MACHINE_ID, "machine_id", &text)?),
+            // A root without an `/etc`, or one that cannot be written.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::ReadOnlyFilesystem
+                ) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(identities)
     }
 
-    fn new(place: Place, boot_id: Option<File>) -> Self {
+    fn new(place: Place) -> Self {
         Self {
             place,
-            prepared: None,
-            boot_id,
+            random: None,
+            machine_id: None,
+            boot_id: None,
             environment: Environment::default(),
         }
     }
@@ -134,35 +158,23 @@ impl Identities {
         &self.environment
     }
 
-    /// Does ahead of time what [`Self::apply`] would have to do before it can begin. Again at each
-    /// freezing: the files may have been replaced since.
+    /// Does ahead of time what [`Self::apply`] would have to do before it can begin.
     pub(crate) fn prepare(&mut self) -> Result<(), Failure> {
-        let open = |path: &Path, result: io::Result<File>| {
-            result.map_err(|error| failed(&format!("open {}", path.display()), &error))
-        };
-        let (random, machine_id) = match &self.place {
+        let (path, result) = match &self.place {
             Place::Nowhere => return Ok(()),
             Place::Guest => {
-                let path = Path::new("/dev/urandom");
-                (open(path, File::open(path))?, PathBuf::from(MACHINE_ID))
+                let path = PathBuf::from("/dev/urandom");
+                let result = File::open(&path);
+                (path, result)
             }
             Place::Directory(directory) => {
                 let path = directory.join("entropy");
-                (open(&path, create(&path))?, directory.join("machine-id"))
+                let result = create(&path);
+                (path, result)
             }
         };
-        let file = open(&machine_id, create(&machine_id))?;
-        // It is written over, and may have been longer.
-        let length = file.metadata().map(|metadata| metadata.len());
-        let cut = length.and_then(|length| match length > MACHINE_ID_LEN {
-            true => file.set_len(MACHINE_ID_LEN),
-            false => Ok(()),
-        });
-        cut.map_err(|error| failed(&format!("shorten {}", machine_id.display()), &error))?;
-        self.prepared = Some(Prepared {
-            random,
-            machine_id: file,
-        });
+        let opened = result.map_err(|error| failed(&format!("open {}", path.display()), &error))?;
+        self.random = Some(opened);
         Ok(())
     }
 
@@ -176,17 +188,17 @@ impl Identities {
                 "this agent was not told whose identity it may change (--identity)",
             ));
         }
-        if self.prepared.is_none() {
+        if self.random.is_none() {
             self.prepare()?;
         }
-        let Some(prepared) = &self.prepared else {
+        let Some(random) = &self.random else {
             return Err(Failure::new(ErrorCode::Internal, "nothing was prepared"));
         };
         let step = |what: &'static str| move |error: io::Error| failed(what, &error);
 
         // First: whatever runs beside this may draw from it.
         self.place
-            .add_entropy(&prepared.random, &identity.entropy)
+            .add_entropy(random, &identity.entropy)
             .map_err(step("reseed the kernel's random numbers"))?;
         identity.entropy.zeroize();
         self.place
@@ -197,14 +209,11 @@ impl Identities {
                 .set_hostname(&identity.hostname)
                 .map_err(step("set the host name"))?;
         }
-        let machine_id = machine_id(&identity.machine_id);
-        prepared
-            .machine_id
-            .write_all_at(&machine_id, 0)
-            .map_err(step("write the machine id"))?;
-        if let Some(file) = &self.boot_id {
-            file.write_all_at(&boot_id(&identity.boot_id), 0)
-                .map_err(step("write the boot id"))?;
+        if let Some(file) = &mut self.machine_id {
+            file.set(&machine_id(&identity.machine_id));
+        }
+        if let Some(file) = &mut self.boot_id {
+            file.set(&boot_id(&identity.boot_id));
         }
         self.environment.replace(
             std::mem::take(&mut identity.env),
@@ -259,23 +268,49 @@ fn create(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Mounts a file over the kernel's boot id. It shows the same until it is written.
-fn cover_boot_id(text: &[u8]) -> io::Result<File> {
+/// Mounts a file over another. It holds `text` until the agent writes it, and nobody else can: the
+/// mount is read-only and the file has no other name. (Cut to nothing, it would take the agent's
+/// mapping with it.)
+fn cover<const N: usize>(path: &str, name: &str, text: &[u8]) -> io::Result<SharedFile<N>> {
     use nix::mount::{MsFlags, mount};
-    let path = Path::new(BOOT_ID_FILE);
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory)?;
+    let source = Path::new(FILES).join(name);
+    let mut file = SharedFile::create(&source)?;
+    if let Ok(text) = text.try_into() {
+        file.set(text);
     }
-    let file = create(path)?;
-    file.write_all_at(text, 0)?;
     let none = None::<&str>;
-    mount(Some(path), BOOT_ID, none, MsFlags::MS_BIND, none)?;
+    mount(Some(&source), path, none, MsFlags::MS_BIND, none)?;
+    let read_only = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    mount(none, path, none, read_only, none)?;
+    fs::remove_file(&source)?;
     Ok(file)
 }
 
+/// A file of `N` bytes that is written without a system call.
+#[derive(Debug)]
+struct SharedFile<const N: usize>(sys::Mapping);
+
+impl<const N: usize> SharedFile<N> {
+    fn create(path: &Path) -> io::Result<Self> {
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o444)
+            .open(path)?;
+        file.set_len(N as u64)?;
+        Ok(Self(sys::Mapping::of(file.as_fd())?))
+    }
+
+    fn set(&mut self, text: &[u8; N]) {
+        self.0.write(text);
+    }
+}
+
 /// `32 digits\n`.
-fn machine_id(id: &[u8; 16]) -> [u8; MACHINE_ID_LEN as usize] {
-    let mut text = [b'\n'; MACHINE_ID_LEN as usize];
+fn machine_id(id: &[u8; 16]) -> [u8; MACHINE_ID_LEN] {
+    let mut text = [b'\n'; MACHINE_ID_LEN];
     for (to, digit) in text.iter_mut().zip(digits(id)) {
         *to = digit;
     }
@@ -283,8 +318,8 @@ fn machine_id(id: &[u8; 16]) -> [u8; MACHINE_ID_LEN as usize] {
 }
 
 /// As the kernel writes it: `8-4-4-4-12\n`.
-fn boot_id(id: &[u8; 16]) -> [u8; 37] {
-    let mut text = [b'-'; 37];
+fn boot_id(id: &[u8; 16]) -> [u8; BOOT_ID_LEN] {
+    let mut text = [b'-'; BOOT_ID_LEN];
     text[36] = b'\n';
     let places = (0..36).filter(|place| ![8, 13, 18, 23].contains(place));
     for (place, digit) in places.zip(digits(id)) {

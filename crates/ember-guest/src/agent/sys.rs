@@ -227,3 +227,50 @@ impl Drop for Pages {
         unsafe { libc::munmap(self.start.as_ptr(), self.length) };
     }
 }
+
+/// The first page of a file, shared with everybody who looks at the file.
+#[derive(Debug)]
+pub(crate) struct Mapping(std::ptr::NonNull<u8>);
+
+impl Mapping {
+    /// What is mapped at a time: the smallest page there is.
+    const LENGTH: usize = 4096;
+
+    /// Of a file that can be read and written, and that is not empty.
+    pub(crate) fn of(file: BorrowedFd<'_>) -> io::Result<Self> {
+        // SAFETY: a new mapping, at a place that the kernel chooses.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                Self::LENGTH,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        match std::ptr::NonNull::new(start.cast()) {
+            Some(page) if start != libc::MAP_FAILED => Ok(Self(page)),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Writes the file's first bytes, at most a page of them.
+    pub(crate) fn write(&mut self, bytes: &[u8]) {
+        for (index, byte) in bytes.iter().take(Self::LENGTH).enumerate() {
+            // SAFETY: within the page, by the line above.
+            let place = unsafe { self.0.add(index) };
+            // SAFETY: within the mapping, which lasts as long as this value; volatile, because
+            // others read the page. The file would have to be cut to nothing for the page to be
+            // gone, and it is the agent's.
+            unsafe { place.write_volatile(*byte) };
+        }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping that `of` made, which nothing refers to.
+        unsafe { libc::munmap(self.0.as_ptr().cast(), Self::LENGTH) };
+    }
+}

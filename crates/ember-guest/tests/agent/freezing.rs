@@ -333,11 +333,8 @@ async fn a_clone_does_not_hear_of_its_parents_commands() {
     let clone = relay.cloned(&parent).await;
     clone.identify(identity()).await.unwrap();
     eventually("the parent's output is drained", || done.exists()).await;
-    assert_eq!(
-        processes_with(&alive).len(),
-        1 + 1,
-        "the shell and its sleep"
-    );
+    let shell_and_sleep = || processes_with(&alive).len() == 2;
+    eventually("the command goes on", shell_and_sleep).await;
     // The same numbers again, each with its own output.
     for round in 0..50 {
         let said = text(&clone, sh(format!("echo {round}"))).await;
@@ -353,7 +350,7 @@ async fn a_clone_does_not_hear_of_its_parents_commands() {
     let second = relay.cloned(&clone).await;
     second.identify(identity()).await.unwrap();
     assert_eq!(text(&second, sh("echo second")).await, "second\n");
-    assert_eq!(processes_with(&alive).len(), 2);
+    assert!(shell_and_sleep());
 }
 
 /// A command's timeout holds in a clone, and its end there frees everything.
@@ -362,12 +359,14 @@ async fn a_parents_timeouts_hold_in_a_clone() {
     for test in TestAgent::every_kind() {
         let (relay, parent) = Relay::new(&test).await;
         let mark = unique_sleep();
-        let command = Command::from_argv(["sleep", &mark]).timeout(Duration::from_millis(400));
+        let command = Command::from_argv(["sleep", &mark]).timeout(Duration::from_secs(2));
         let _process = spawn(&parent, command).await;
         freeze(&parent).await;
         let clone = relay.cloned(&parent).await;
         clone.identify(identity()).await.unwrap();
-        assert_eq!(processes_with(&mark).len(), 1, "{}", test.name());
+        // A program that has just been started has no name yet.
+        eventually("it lives", || processes_with(&mark).len() == 1).await;
+        assert_eq!(text(&clone, sh("echo well")).await, "well\n");
         eventually("the timeout ends it", || processes_with(&mark).is_empty()).await;
         eventually("it is buried", || test.children().is_empty()).await;
         assert_eq!(text(&clone, sh("echo well")).await, "well\n");
@@ -389,7 +388,6 @@ async fn an_identity_is_applied_as_a_whole() {
     assert_eq!(text(&parent, show()).await, "hello one /root\n");
     assert_eq!(read("hostname"), b"first");
     let before = read("boot-id");
-    fs::write(test.identity("machine-id"), "x".repeat(100)).unwrap();
     freeze(&parent).await;
 
     let clone = relay.cloned(&parent).await;
@@ -461,8 +459,8 @@ async fn an_identity_that_fails_leaves_the_agent_frozen() {
         last = clone;
     }
     // What cannot even be prepared is told at once, and the agent goes on.
-    fs::remove_file(test.identity("machine-id")).unwrap();
-    fs::create_dir(test.identity("machine-id")).unwrap();
+    fs::remove_file(test.identity("entropy")).unwrap();
+    fs::create_dir(test.identity("entropy")).unwrap();
     let error = last.freeze(FreezeOptions::default()).await.unwrap_err();
     assert_eq!(refused(&error).0, ErrorCode::Identity);
     assert_eq!(text(&last, sh("echo well")).await, "well\n");

@@ -61,7 +61,7 @@ enum BootError {
     Module { path: String, source: io::Error },
     #[error("on the kernel's command line, {0}")]
     Parameter(#[from] ParameterError),
-    #[error("cannot put a file in the place of the kernel's boot id: {0}")]
+    #[error("cannot make the files of the guest's ids: {0}")]
     Identity(io::Error),
     #[error("cannot start the agent: {0}")]
     Agent(io::Error),
