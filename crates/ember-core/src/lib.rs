@@ -36,7 +36,7 @@ pub use error::{Error, ErrorKind};
 pub use host::{Condition, Finding, Host, Measured};
 pub use language::{Account, Language};
 pub use output::{Captured, Output};
-pub use pool::{Budget, PoolStatus};
+pub use pool::{Budget, Pool, PoolBuilder, PoolStatus, PooledSandbox};
 pub use progress::{Event, Progress};
 pub use sandbox::{Process, Sandbox, SandboxBuilder};
 pub use size::ByteSize;

@@ -4,7 +4,13 @@
 mod common;
 
 use common::runtime;
-use ember_core::{ByteSize, Code, Command, ForkOptions, Image, Kernel, Template, TemplateBuilder};
+use std::time::Duration;
+
+use ember_core::{
+    ByteSize, Code, Command, ErrorKind, ForkOptions, Image, Kernel, Pool, Template, TemplateBuilder,
+};
+
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn builder() -> TemplateBuilder {
     Template::builder(Image::pack("python"))
@@ -88,5 +94,36 @@ fn a_running_guest_is_cloned_with_its_processes() {
             assert!(after > before, "the counter stands at {before}");
         }
         drop(counter);
+    });
+}
+
+#[test]
+fn a_pool_hands_out_clones_and_makes_others() {
+    runtime().block_on(async {
+        let template = builder().build().await.unwrap();
+        let pool = Pool::builder(template)
+            .ready(2)
+            .max(3)
+            .build()
+            .await
+            .unwrap();
+        assert_eq!(pool.status().ready, 2);
+        let mut taken = Vec::new();
+        for _ in 0..3 {
+            taken.push(pool.acquire_within(PATIENCE).await.unwrap());
+        }
+        let mut names = std::collections::HashSet::new();
+        for sandbox in &taken {
+            let out = sandbox.exec(Command::new("hostname")).await.unwrap();
+            assert!(names.insert(out.stdout.to_string_lossy().into_owned()));
+        }
+        // All there may be are handed out: the next one waits for a place.
+        let none = pool.acquire_within(Duration::from_millis(200)).await;
+        assert_eq!(none.unwrap_err().kind(), ErrorKind::Unavailable);
+        drop(taken.pop());
+        let next = pool.acquire_within(PATIENCE).await.unwrap();
+        next.ping().await.unwrap();
+        drop((taken, next));
+        assert_eq!(pool.drain(PATIENCE).await, 0);
     });
 }

@@ -3,11 +3,12 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use kvm_bindings::kvm_userspace_memory_region;
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{VcpuFd, VmFd};
 use nix::libc;
 use vm_memory::{
     Address, Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap,
@@ -61,7 +62,7 @@ pub(crate) fn ranges(memory: &GuestMemory) -> Vec<MemoryRange> {
         let len = region.get_mmap().size();
         ranges.push(MemoryRange {
             offset,
-            host_address: region.get_mmap().as_ptr().addr(),
+            host_address: region.get_mmap().as_ptr().expose_provenance(),
             len,
         });
         offset += len as u64;
@@ -108,6 +109,93 @@ pub(crate) fn visit_changed(
         }
     }
     Ok(())
+}
+
+/// What a guest will touch soon, in pages of its memory counted without the hole below 4 GiB.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// What it will write: first page and number of pages.
+    pub written: Vec<(u64, u64)>,
+    /// What it will only read.
+    pub read: Vec<(u64, u64)>,
+}
+
+/// Brings what the guest will touch into this process, in as few calls as there are ranges: what it
+/// will write is copied, what it will read is mapped. Only an optimization, so nothing is reported.
+pub(crate) fn populate(memory: &GuestMemory, touched: &Touched) {
+    for (ranges, advice) in [
+        (&touched.written, libc::MADV_POPULATE_WRITE),
+        (&touched.read, libc::MADV_POPULATE_READ),
+    ] {
+        for range in ranges {
+            for_each_piece(memory, *range, |_, host_address, len| {
+                let address = std::ptr::with_exposed_provenance_mut(host_address);
+                // SAFETY: the range is within a mapping of guest memory, which `memory` keeps
+                // alive; to populate it changes nothing that anyone can see.
+                unsafe { libc::madvise(address, len, advice) };
+            });
+        }
+    }
+}
+
+/// Calls `work` with the guest-physical address, the address in this process and the length of each
+/// piece of `range` that is guest memory.
+fn for_each_piece(
+    memory: &GuestMemory,
+    range: (u64, u64),
+    mut work: impl FnMut(u64, usize, usize),
+) {
+    let page = PAGE_BYTES as u64;
+    let start = range.0.saturating_mul(page);
+    let end = range.0.saturating_add(range.1).saturating_mul(page);
+    for (region, mapped) in memory.iter().zip(ranges(memory)) {
+        let first = start.max(mapped.offset);
+        let last = end.min(mapped.offset + mapped.len as u64);
+        if first < last {
+            let within = first - mapped.offset;
+            work(
+                region.start_addr().raw_value() + within,
+                mapped.host_address + within as usize,
+                (last - first) as usize,
+            );
+        }
+    }
+}
+
+/// `struct kvm_pre_fault_memory` (kernel `Documentation/virt/kvm/api.rst`, 4.143; since 6.11).
+#[repr(C)]
+#[derive(Debug, Default)]
+struct PreFaultMemory {
+    gpa: u64,
+    size: u64,
+    flags: u64,
+    padding: [u64; 5],
+}
+
+mod pre_fault {
+    use kvm_bindings::KVMIO;
+    nix::ioctl_readwrite!(memory, KVMIO, 0xd5, super::PreFaultMemory);
+}
+
+/// Has KVM map what the guest will touch, so that it need not leave the guest for each page. Where
+/// KVM cannot, it maps each page when it is touched, as ever.
+pub(crate) fn map_for_guest(vcpu: &VcpuFd, memory: &GuestMemory, touched: &Touched) {
+    for range in touched.written.iter().chain(&touched.read) {
+        for_each_piece(memory, *range, |guest_address, _, len| {
+            let mut request = PreFaultMemory {
+                gpa: guest_address,
+                size: len as u64,
+                ..PreFaultMemory::default()
+            };
+            while request.size > 0 {
+                // SAFETY: the descriptor is open and the structure is KVM's, which updates it.
+                let done = unsafe { pre_fault::memory(vcpu.as_raw_fd(), &raw mut request) };
+                if !matches!(done, Ok(_) | Err(nix::errno::Errno::EINTR)) {
+                    break;
+                }
+            }
+        });
+    }
 }
 
 /// Whether an entry of the page map is of a page that belongs to a private mapping itself (kernel

@@ -1,7 +1,8 @@
-//! Members kept ready: the engine behind a pool, whatever it is that it keeps.
+//! Pools of sandboxes, and the engine behind them, whatever it is that it keeps.
 //!
 //! | module | what |
 //! | --- | --- |
+//! | [`sandboxes`] | what users see: clones of a template, kept ready |
 //! | [`supply`] | what a pool keeps: how one is made, examined and destroyed |
 //! | [`settings`] | how many, for how long, how fast |
 //! | [`ledger`] | who is where: the state behind the one lock, without clocks, tasks or I/O |
@@ -21,12 +22,14 @@ mod budget;
 mod engine;
 mod keeper;
 mod ledger;
+mod sandboxes;
 mod settings;
 mod status;
 mod supply;
 
 pub use budget::Budget;
 pub(crate) use engine::{Engine, Pooled};
+pub use sandboxes::{Pool, PoolBuilder, PooledSandbox};
 pub(crate) use settings::Settings;
 pub use status::PoolStatus;
 pub(crate) use supply::Supply;

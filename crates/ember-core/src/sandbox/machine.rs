@@ -100,6 +100,11 @@ impl Machine {
         }
     }
 
+    /// Ends the guest and frees everything that the VM held, right here.
+    pub(crate) fn end(mut self) {
+        drop(self.vm.take());
+    }
+
     /// Ends the guest and waits until everything that the VM held is free.
     pub(crate) async fn close(mut self) {
         if let Some(vm) = self.vm.take() {
@@ -131,6 +136,11 @@ impl Watcher {
             // Gone without a word: it was dropped before it could say so.
             Err(_) => ExitReason::Stopped,
         }
+    }
+
+    /// Whether the VM has not ended yet.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.ended.borrow().is_none()
     }
 
     /// Why the VM ended, if it has or does within a moment.

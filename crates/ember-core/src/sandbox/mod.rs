@@ -205,6 +205,18 @@ impl Sandbox {
         }
     }
 
+    /// Whether the guest has not ended yet.
+    pub fn is_alive(&self) -> bool {
+        self.guest.watcher.is_alive()
+    }
+
+    /// [`close`](Self::close) for a thread that may wait.
+    pub(crate) fn end(self) {
+        if let Some(machine) = self.guest.take() {
+            machine.end();
+        }
+    }
+
     /// The parts of a running guest that its state is taken from.
     pub(crate) fn parts(&self) -> Result<Parts<'_>, Error> {
         let vm = self
