@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::{builder, kernels, runtime};
-use ember_core::{ByteSize, Code, Command, ErrorKind, Image, Kernel, Sandbox};
+use ember_core::{ByteSize, Code, Command, ErrorKind, Image, Kernel, Sandbox, Status};
 
 /// Boots a guest and looks from the inside whether it is what was asked for.
 async fn boots(kernel: Kernel, vcpus: u8) {
@@ -37,7 +37,58 @@ async fn boots(kernel: Kernel, vcpus: u8) {
 
     let out = sandbox.exec(Command::new("id").arg("-un")).await.unwrap();
     assert_eq!(out.stdout, "root\n", "{out:?}");
+    commands_end_as_they_should(&sandbox).await;
+    streams_are_whole(&sandbox).await;
     sandbox.close().await;
+}
+
+/// What `kvm_run` shows at length of one guest.
+async fn commands_end_as_they_should(sandbox: &Sandbox) {
+    let shell = |script: &str| Command::from_argv(["sh", "-c", script]);
+    for (script, status) in [
+        ("exit 0", Status::Exited(0)),
+        ("exit 42", Status::Exited(42)),
+        ("kill -9 $$; sleep 60", Status::Signaled(9)),
+    ] {
+        let out = sandbox.exec(shell(script)).await.unwrap();
+        assert_eq!(out.outcome.status, status, "{script}");
+    }
+    let endless = shell("sleep 1000 & setsid sleep 1001 & sleep 1002");
+    let out = sandbox
+        .exec(endless.timeout(Duration::from_millis(300)))
+        .await
+        .unwrap();
+    assert!(out.outcome.timed_out, "{out:?}");
+    let out = sandbox
+        .exec(shell("ps ax | grep '[s]leep 100'"))
+        .await
+        .unwrap();
+    assert_eq!(out.stdout, "", "still there: {out:?}");
+    let error = sandbox.exec(Command::new("no-such")).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
+}
+
+/// Many commands at once, which echo as many bytes as fill every buffer on the way.
+async fn streams_are_whole(sandbox: &Sandbox) {
+    let bytes: Vec<u8> = (0..1 << 20)
+        .map(|n: u32| (n * 7 + (n >> 8)) as u8)
+        .collect();
+    let echo = "import sys; sys.stdout.buffer.write(sys.stdin.buffer.read())";
+    let echoed = sandbox.run(Code::python(echo).stdin(bytes.clone()));
+    let numbers = async {
+        for number in 0..4_u8 {
+            let script = format!("echo {number}; exit {number}");
+            let out = sandbox
+                .exec(Command::from_argv(["sh", "-c", &script]))
+                .await
+                .unwrap();
+            assert_eq!(out.stdout, format!("{number}\n").as_str());
+            assert_eq!(out.outcome.status, Status::Exited(number));
+        }
+    };
+    let (out, ()) = tokio::join!(echoed, numbers);
+    let out = out.unwrap();
+    assert!(out.stdout == bytes[..], "{} bytes", out.stdout.len());
 }
 
 #[test]

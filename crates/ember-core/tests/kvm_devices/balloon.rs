@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::machine::{Machine, shared, wait_for};
+use crate::machine::{Equipped, Machine, shared, wait_for};
 
 const MIB: u64 = 1 << 20;
 
@@ -24,7 +24,11 @@ fn resident() -> u64 {
 
 #[test]
 fn the_guest_follows_the_target_and_gets_its_memory_back() {
-    let machine = &shared().machine;
+    follows_its_target(shared());
+}
+
+pub(crate) fn follows_its_target(equipped: &Equipped) {
+    let machine = &equipped.machine;
     let balloon = machine.vm.balloon().unwrap();
     let size = 32 * MIB;
     let before = available(machine);

@@ -1,6 +1,6 @@
 //! Randomness, and the generation id that says when to have other randomness.
 
-use crate::machine::{Machine, shared, wait_for};
+use crate::machine::{Equipped, Machine, shared, wait_for};
 
 /// How often the guest's kernel has said that it reseeded because it became another guest.
 fn reseeded(machine: &Machine) -> usize {
@@ -19,7 +19,11 @@ except BlockingIOError:
 
 #[test]
 fn a_new_generation_id_makes_the_guest_reseed() {
-    let machine = &shared().machine;
+    reseeds_for_a_new_generation_id(shared());
+}
+
+pub(crate) fn reseeds_for_a_new_generation_id(equipped: &Equipped) {
+    let machine = &equipped.machine;
     let id = machine.vm.generation_id().unwrap();
     assert_eq!(reseeded(machine), 0);
     id.set([2; 16]).unwrap();
@@ -32,7 +36,11 @@ fn a_new_generation_id_makes_the_guest_reseed() {
 
 #[test]
 fn the_entropy_device_gives_bytes_that_are_not_constant() {
-    let printed = shared().machine.python(
+    has_entropy(shared());
+}
+
+pub(crate) fn has_entropy(equipped: &Equipped) {
+    let printed = equipped.machine.python(
         r#"
 import os
 print(open("/sys/class/misc/hw_random/rng_current").read().strip())

@@ -21,8 +21,6 @@ const AGENT_PORT: u32 = 1024;
 /// Far longer than anything here takes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-pub(crate) const HOST_ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 18, 9, 1);
-pub(crate) const GUEST_ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 18, 9, 2);
 pub(crate) const GUEST_MAC: [u8; 6] = [0x02, 0, 0, 0, 0x09, 0x02];
 /// The size of the guest's disks beside its root.
 pub(crate) const DISK_SIZE: u64 = 16 << 20;
@@ -45,10 +43,12 @@ pub(crate) struct Running<'a> {
     runtime: &'a Runtime,
 }
 
-/// The guest that most tests share, and the host's ends of its devices.
+/// A guest that has one of everything, and the host's ends of its devices.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub(crate) struct Equipped {
     pub(crate) machine: Machine,
+    pub(crate) host_address: Ipv4Addr,
+    pub(crate) guest_address: Ipv4Addr,
     /// What `/dev/vdb` is, which the guest may write.
     pub(crate) disk: File,
     /// What `/dev/vdc` is, which it may not.
@@ -58,8 +58,13 @@ pub(crate) struct Shared {
 impl Machine {
     /// Boots the tuned kernel with what `configure` adds to a small guest.
     pub(crate) fn boot(configure: impl FnOnce(&mut VmConfig)) -> Self {
+        Self::boot_kernel(&Kernel::tuned(), configure)
+    }
+
+    /// Boots `kernel` with what `configure` adds to a small guest.
+    pub(crate) fn boot_kernel(kernel: &Kernel, configure: impl FnOnce(&mut VmConfig)) -> Self {
         let assets = Assets::of_user().unwrap();
-        let kernel = assets.kernel(&Kernel::tuned()).unwrap();
+        let kernel = assets.kernel(kernel).unwrap();
         let image = assets.image(&Image::pack("python")).unwrap();
 
         let mut config = VmConfig::new(KernelImage::from_path(&kernel.image).unwrap());
@@ -179,20 +184,21 @@ fn python(program: &str) -> Command {
         .timeout(2 * PATIENCE)
 }
 
-/// The guest that has one of everything.
-pub(crate) fn shared() -> &'static Shared {
-    static SHARED: LazyLock<Shared> = LazyLock::new(|| {
+impl Equipped {
+    /// Boots it. Of those that are alive at once, each has another `number`.
+    pub(crate) fn boot(kernel: &Kernel, vcpus: u8, number: u8) -> Self {
         // Files without a name: a static is never dropped.
         let [disk, read_only_disk] = [0; 2].map(|_| {
             let file = tempfile::tempfile().unwrap();
             file.set_len(DISK_SIZE).unwrap();
             file
         });
+        let [host_address, guest_address] = [1, 2].map(|end| Ipv4Addr::new(198, 18, number, end));
         let tap = Tap::create(None).unwrap();
-        tap.set_address(HOST_ADDRESS, 30).unwrap();
+        tap.set_address(host_address, 30).unwrap();
         tap.bring_up().unwrap();
-        let machine = Machine::boot(|config| {
-            config.vcpus = 2;
+        let machine = Machine::boot_kernel(kernel, |config| {
+            config.vcpus = vcpus;
             config.memory_bytes = 256 << 20;
             let mut writable = BlockConfig::read_write(disk.try_clone().unwrap());
             writable.serial = "writable".to_owned();
@@ -206,12 +212,19 @@ pub(crate) fn shared() -> &'static Shared {
             config.balloon = Some(BalloonConfig::default());
             config.generation_id = Some([1; 16]);
         });
-        Shared {
+        Self {
             machine,
+            host_address,
+            guest_address,
             disk,
             read_only_disk,
         }
-    });
+    }
+}
+
+/// The equipped guest that most tests share.
+pub(crate) fn shared() -> &'static Equipped {
+    static SHARED: LazyLock<Equipped> = LazyLock::new(|| Equipped::boot(&Kernel::tuned(), 2, 9));
     &SHARED
 }
 

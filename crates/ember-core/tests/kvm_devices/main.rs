@@ -7,6 +7,7 @@ mod clones;
 mod disk;
 mod identity;
 mod machine;
+mod matrix;
 mod network;
 mod shapes;
 mod vsock;

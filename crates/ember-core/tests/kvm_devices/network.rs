@@ -4,9 +4,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener};
 use std::thread;
 
-use crate::machine::{GUEST_ADDRESS, GUEST_MAC, HOST_ADDRESS, PATIENCE, noise, sha256, shared};
-
-const AMOUNT: usize = 8 << 20;
+use crate::machine::{Equipped, GUEST_MAC, PATIENCE, noise, sha256, shared};
 
 /// Gives eth0 its address, as `ip` would, and sends and receives at the same time.
 const GUEST: &str = r#"
@@ -22,7 +20,7 @@ IFF_UP = 1
 fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sH22x", b"eth0", IFF_UP))
 
 stream = socket.create_connection(("HOST_ADDRESS", PORT), timeout=60)
-data = os.urandom(8 << 20)
+data = os.urandom(AMOUNT)
 def send():
     stream.sendall(data)
     stream.shutdown(socket.SHUT_WR)
@@ -36,20 +34,25 @@ print(open("/sys/class/net/eth0/address").read())
 
 #[test]
 fn tcp_goes_both_ways_at_once_and_nothing_is_lost() {
-    let shared = shared();
-    let listener = TcpListener::bind((HOST_ADDRESS, 0)).unwrap();
+    carries_tcp_both_ways(shared(), 8 << 20);
+}
+
+pub(crate) fn carries_tcp_both_ways(equipped: &Equipped, amount: usize) {
+    let (host_address, guest_address) = (equipped.host_address, equipped.guest_address);
+    let listener = TcpListener::bind((host_address, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
-    let data = noise(4, AMOUNT);
+    let data = noise(4, amount);
     let program = GUEST
-        .replace("GUEST_ADDRESS", &GUEST_ADDRESS.to_string())
-        .replace("HOST_ADDRESS", &HOST_ADDRESS.to_string())
-        .replace("PORT", &port.to_string());
+        .replace("GUEST_ADDRESS", &guest_address.to_string())
+        .replace("HOST_ADDRESS", &host_address.to_string())
+        .replace("PORT", &port.to_string())
+        .replace("AMOUNT", &amount.to_string());
 
     let (printed, received) = thread::scope(|scope| {
         let data = &data;
         let host = scope.spawn(move || {
             let (mut stream, from) = listener.accept().unwrap();
-            assert_eq!(from.ip(), GUEST_ADDRESS);
+            assert_eq!(from.ip(), guest_address);
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
             let mut sender = stream.try_clone().unwrap();
             thread::scope(|scope| {
@@ -62,11 +65,11 @@ fn tcp_goes_both_ways_at_once_and_nothing_is_lost() {
                 received
             })
         });
-        let printed = shared.machine.python(&program);
+        let printed = equipped.machine.python(&program);
         (printed, host.join().unwrap())
     });
 
-    assert_eq!(received.len(), AMOUNT);
+    assert_eq!(received.len(), amount);
     let mac = GUEST_MAC.map(|byte| format!("{byte:02x}")).join(":");
     let expected = format!("{} {}\n{mac}", sha256(&received), sha256(&data));
     assert_eq!(printed, expected);

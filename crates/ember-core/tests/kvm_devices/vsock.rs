@@ -8,7 +8,7 @@ use std::thread;
 
 use ember_vmm::devices::virtio::vsock::ConnectError;
 
-use crate::machine::{Machine, PATIENCE, Running, noise, sha256, shared};
+use crate::machine::{Equipped, Machine, PATIENCE, Running, noise, sha256, shared};
 
 const SERVER_PORT: u32 = 5000;
 const LISTENER_PORT: u32 = 5001;
@@ -116,7 +116,11 @@ fn fifty_streams_at_once_keep_their_bytes_apart() {
 
 #[test]
 fn the_guest_can_end_its_half_first_and_call_the_host() {
-    let machine = &shared().machine;
+    calls_both_ways(shared());
+}
+
+pub(crate) fn calls_both_ways(equipped: &Equipped) {
+    let machine = &equipped.machine;
     let vsock = machine.vsock();
     let (sender, calls) = mpsc::channel::<UnixStream>();
     let accept = Box::new(move |stream| drop(sender.send(stream)));
