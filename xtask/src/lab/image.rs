@@ -16,7 +16,7 @@ const BOOT: &str = include_str!("boot.sh");
 const KERNELS: [&str; 2] = ["linux-image-6.12-amd64", "linux-image-amd64"];
 
 /// Modules that the lab and what is tested in it need. Loaded at boot, with what they depend on.
-const MODULES: [&str; 8] = [
+const MODULES: [&str; 19] = [
     "virtio_pci",
     "virtio_console",
     "9pnet_virtio",
@@ -25,6 +25,20 @@ const MODULES: [&str; 8] = [
     "kvm_amd",
     "tun",
     "vhost_vsock",
+    // For guests' networks: bridges, namespaces joined by pairs, and the firewall (`nft` loads no
+    // modules here, since it finds none below /lib).
+    // The first is what the firewall's modules ask the kernel's crypto API for.
+    "crc32c_generic",
+    "bridge",
+    "veth",
+    "dummy",
+    "nf_tables",
+    "nft_ct",
+    "nft_nat",
+    "nft_masq",
+    "nft_chain_nat",
+    "nft_limit",
+    "nft_reject_inet",
 ];
 
 /// Applets of busybox that the boot script calls.
