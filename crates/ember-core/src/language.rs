@@ -14,6 +14,9 @@ pub struct Language {
     pub interpreter: Vec<String>,
     /// The interpreter's option that is followed by the program's text itself.
     pub inline: String,
+    /// The program that keeps its interpreter warm, with arguments. None if it is empty.
+    #[serde(default)]
+    pub runner: Vec<String>,
 }
 
 /// The account of an image that programs run in, so that they are not root even in their guest.

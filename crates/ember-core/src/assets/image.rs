@@ -89,10 +89,10 @@ pub(super) fn pack(assets: &Assets, name: &str, renew: bool) -> Result<ReadyImag
     };
     // What the recipe was when it was followed last, and what came of it. Which versions the
     // packages have is asked only when there is nothing: an image does not change under its users.
-    let pointer = format!(
-        "images/{name}-{}",
-        digest(&[&pack::FORMAT.to_string(), text])
-    );
+    let format = pack::FORMAT.to_string();
+    let runners = ember_guest::packs::RUNNERS.iter().map(|runner| runner.text);
+    let made_of: Vec<&str> = [&*format, text].into_iter().chain(runners).collect();
+    let pointer = format!("images/{name}-{}", digest(&made_of));
     let cached = || -> Result<Option<ReadyImage>, AssetError> {
         let Some(key) = cache.pointer(&pointer)? else {
             return Ok(None);
@@ -116,7 +116,7 @@ pub(super) fn pack(assets: &Assets, name: &str, renew: bool) -> Result<ReadyImag
     let key = format!(
         "{}.{}",
         recipe.name,
-        digest(&[&pack::FORMAT.to_string(), text, &versions])
+        digest(&[&made_of[..], &[&*versions]].concat())
     );
     let directory = cache.entry("images", &key, |directory| {
         let scratch = directory.join("root");

@@ -14,7 +14,7 @@ use super::tree::{Entry, Node};
 use crate::progress::Progress;
 
 /// Part of every pack's key: a change to how packs are built makes new ones.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 
 /// What is unpacked through a link, since Debian has merged these into `/usr`.
 const MERGED: [&str; 4] = ["bin", "lib", "lib64", "sbin"];
@@ -220,7 +220,21 @@ fn adjust(recipe: &Recipe, root: &mut Entry) -> Result<(), AssetError> {
         let target = link.target.as_bytes().to_vec();
         root.insert(&link.path, Entry::of_root(0o777, Node::Link(target)))?;
     }
+    for runner in ember_guest::packs::RUNNERS {
+        let mut words = recipe.languages.iter().flat_map(|it| &it.runner);
+        if words.any(|word| word == runner.path) {
+            let text = Node::Bytes(runner.text.as_bytes().to_vec());
+            root.insert(runner.path, Entry::of_root(0o644, text))?;
+        }
+    }
     for language in &recipe.languages {
+        if let Some(missing) = language
+            .runner
+            .iter()
+            .find(|word| word.starts_with('/') && root.get(word).is_none())
+        {
+            return Err(PackError::Missing(missing.clone()).into());
+        }
         if let Some(program) = language.interpreter.first()
             && root.get(program).is_none()
         {

@@ -6,6 +6,7 @@ fn languages() -> Vec<Language> {
         extensions: vec!["py".to_owned()],
         interpreter: vec!["/usr/bin/python3".to_owned()],
         inline: "-c".to_owned(),
+        runner: Vec::new(),
     }]
 }
 

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use nix::libc;
@@ -272,5 +272,31 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: the mapping that `of` made, which nothing refers to.
         unsafe { libc::munmap(self.0.as_ptr().cast(), Self::LENGTH) };
+    }
+}
+
+/// A descriptor that has just been received from a socket.
+pub(crate) fn received(fd: RawFd) -> OwnedFd {
+    // SAFETY: the kernel has made it for this process in the call that returned its number, and
+    // nobody else has seen that.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Limits what another process may use, soft and hard.
+pub(crate) fn limit_process(
+    pid: i32,
+    resource: nix::sys::resource::Resource,
+    limit: u64,
+) -> io::Result<()> {
+    let limit = libc::rlimit64 {
+        rlim_cur: limit,
+        rlim_max: limit,
+    };
+    // SAFETY: reads an `rlimit64`, which lives across the call; nothing is written.
+    let result =
+        unsafe { libc::prlimit64(pid, resource as _, &raw const limit, std::ptr::null_mut()) };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }

@@ -4,7 +4,6 @@
 //! into `outgoing` and wake the driver; the driver puts what arrives where the handles find it
 //! and wakes them. Nothing here does I/O.
 
-use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -120,7 +119,9 @@ pub(super) struct State {
 pub(super) struct Channel {
     pub(super) started: Option<Result<u32, Failure>>,
     pub(super) outcome: Option<Outcome>,
-    /// Who waits for `started` or `outcome`.
+    /// It is a runner, and warm.
+    pub(super) warm: bool,
+    /// Who waits for `started`, `outcome` or `warm`.
     waiter: Option<Waker>,
     pub(super) stdin: Outgoing,
     pub(super) stdout: Incoming,
@@ -186,6 +187,7 @@ impl Channel {
         Self {
             started: None,
             outcome: None,
+            warm: false,
             waiter: None,
             stdin: Outgoing {
                 credit: WINDOW,
@@ -401,16 +403,24 @@ impl State {
     }
 
     /// Asks for a command, on behalf of one handle.
-    pub(super) fn spawn(&mut self, spawn: &Spawn) -> Result<u32, Failure> {
+    pub(super) fn start(&mut self, message: &Message<'_>) -> Result<u32, Failure> {
+        let spawn = match message {
+            Message::Spawn(spawn) => &**spawn,
+            Message::Warm(warm) | Message::Run(warm) => &warm.command,
+            other => {
+                let message = format!("a {:?} frame starts no command", other.kind());
+                return Err(Failure::new(ErrorCode::Internal, message));
+            }
+        };
         if let Silence::Attached = self.silence {
             return Err(unidentified());
         }
         let request = self.new_request();
-        self.send(request, &Message::Spawn(Cow::Borrowed(spawn)))
-            .map_err(|error| match error {
-                EncodeError::Spawn(error) => error.into(),
-                error => Failure::new(ErrorCode::Internal, error.to_string()),
-            })?;
+        self.send(request, message).map_err(|error| match error {
+            EncodeError::Spawn(error) => error.into(),
+            EncodeError::Warm(error) => error.into(),
+            error => Failure::new(ErrorCode::Internal, error.to_string()),
+        })?;
         self.channels.insert(
             request,
             Channel {
@@ -626,6 +636,10 @@ impl State {
             } => {
                 channel.stdin.closed = true;
                 self.wakers.extend(channel.stdin.waker.take());
+            }
+            Message::Warmed if !channel.warm => {
+                channel.warm = true;
+                self.wakers.extend(channel.waiter.take());
             }
             Message::Exited(outcome) if channel.outcome.is_none() => {
                 channel.outcome = Some(outcome);

@@ -16,6 +16,7 @@ mod link;
 mod process;
 #[cfg(test)]
 mod tests;
+mod warm;
 
 use std::borrow::Cow;
 use std::future::poll_fn;
@@ -29,9 +30,10 @@ pub use command::{Command, Stdin};
 pub use error::{Closed, Error, ErrorKind};
 pub use identity::Identity;
 pub use process::{Output, Process, ProcessControl, ProcessOutput, ProcessStdin};
+pub use warm::{RunnerId, WarmCommand, WarmRunner};
 
 use crate::protocol::{
-    Decoder, ErrorCode, FEATURE_FREEZE, Failure, Hello, Kind, Malformed, Message,
+    Decoder, ErrorCode, FEATURE_FREEZE, FEATURE_WARM, Failure, Hello, Kind, Malformed, Message,
 };
 
 pub use crate::protocol::FreezeOptions;
@@ -132,6 +134,28 @@ impl Agent {
         Process::spawn(&self.link, command).await
     }
 
+    /// Starts a runner, and returns when it is warm: when the code that warms it up has run, and a
+    /// process stands ready for the first program. It lives as long as the connection, and in
+    /// clones of the guest as long as theirs.
+    ///
+    /// An error says what the runner wrote if it ended before. Dropping the future ends it.
+    pub async fn warm(&self, runner: WarmRunner) -> Result<RunnerId, Error> {
+        let id = runner.id();
+        self.require(FEATURE_WARM, "warm a runner up", "does not keep runners")?;
+        Process::warm(&self.link, runner).await?;
+        Ok(id)
+    }
+
+    /// Runs a program in a fresh process of a warm runner. See [`Agent::spawn`].
+    pub async fn run_warm(
+        &self,
+        runner: &RunnerId,
+        program: WarmCommand,
+    ) -> Result<Process, Error> {
+        self.require(FEATURE_WARM, "run a program", "does not keep runners")?;
+        Process::run_warm(&self.link, runner, program).await
+    }
+
     /// Makes the agent fall silent, with nothing under way in either direction, so that the guest
     /// can be saved. When this returns, it sends nothing until [`Agent::thaw`], and in each clone
     /// until [`Agent::identify`] on a stream that was [attached](Agent::attach).
@@ -166,10 +190,14 @@ impl Agent {
     }
 
     fn require_freeze(&self, attempt: &str) -> Result<(), Error> {
-        if self.hello.features & FEATURE_FREEZE != 0 {
+        self.require(FEATURE_FREEZE, attempt, "cannot be frozen")
+    }
+
+    fn require(&self, feature: u64, attempt: &str, lack: &str) -> Result<(), Error> {
+        if self.hello.features & feature != 0 {
             return Ok(());
         }
-        let message = format!("the agent ({}) cannot be frozen", self.hello.software);
+        let message = format!("the agent ({}) {lack}", self.hello.software);
         let failure = Failure::new(ErrorCode::Unsupported, message);
         Err(Error::refused(attempt, failure))
     }

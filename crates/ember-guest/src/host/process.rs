@@ -1,5 +1,6 @@
 //! A command that runs in the guest, and its streams.
 
+use std::borrow::Cow;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -9,8 +10,10 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::link::{Channel, Link, State, keep_waker};
-use super::{Closed, Command, Error};
-use crate::protocol::{ErrorCode, Failure, MAX_DATA, Message, Outcome, PtySize, Stream};
+use super::{Closed, Command, Error, RunnerId, WarmCommand, WarmRunner};
+use crate::protocol::{
+    ErrorCode, Failure, MAX_DATA, MAX_MESSAGE, Message, Outcome, PtySize, Stream,
+};
 
 /// One user of a command's channel, which lasts until the last is dropped.
 #[derive(Debug)]
@@ -57,7 +60,12 @@ pub struct Process {
     stdin: Option<ProcessStdin>,
     stdout: Option<ProcessOutput>,
     stderr: Option<ProcessOutput>,
+    /// It lives on when this is dropped.
+    let_go: bool,
 }
+
+/// The most that is kept of each output of a runner that does not get warm.
+const MAX_SAID: usize = 64 * 1024;
 
 /// What a command that ran to its end has written, and how it ended.
 #[derive(Clone, Debug)]
@@ -76,9 +84,88 @@ impl Process {
     pub(super) async fn spawn(link: &Arc<Link>, command: Command) -> Result<Self, Error> {
         let name = command.name();
         let spawn = command.into_spawn();
+        let piped = spawn.wants_stdin();
+        Self::start(link, name, piped, &Message::Spawn(Cow::Owned(spawn))).await
+    }
+
+    pub(super) async fn run_warm(
+        link: &Arc<Link>,
+        runner: &RunnerId,
+        program: WarmCommand,
+    ) -> Result<Self, Error> {
+        let warm = program.into_wire(runner);
+        let piped = warm.command.wants_stdin();
+        let name = format!("a program of {runner}");
+        Self::start(link, name, piped, &Message::Run(Cow::Owned(warm))).await
+    }
+
+    /// Starts a runner and lets it go once it is warm.
+    pub(super) async fn warm(link: &Arc<Link>, runner: WarmRunner) -> Result<(), Error> {
+        let name = format!("the runner {}", runner.id());
+        let message = Message::Warm(Cow::Owned(runner.into_wire()));
+        let mut process = Self::start(link, name, false, &message).await?;
+        let outputs = [process.take_stdout(), process.take_stderr()];
+        let mut said = outputs.map(|output| Collected::new(output, MAX_SAID));
+        let ended = poll_fn(|context| {
+            for output in &mut said {
+                let _ = output.poll(context);
+            }
+            process.handle.with(|state, request| {
+                state.poll_channel(request, context, |channel| {
+                    match (&channel.outcome, channel.warm) {
+                        (Some(outcome), _) => Some(Some(outcome.status)),
+                        (None, true) => Some(None),
+                        (None, false) => None,
+                    }
+                })
+            })
+        })
+        .await
+        .map_err(|closed| Error::closed(process.attempt("warm up"), closed))?;
+        let Some(status) = ended else {
+            process.let_go = true;
+            // What it still writes is dropped as it comes.
+            for stream in [Stream::Stdout, Stream::Stderr] {
+                process
+                    .handle
+                    .with(|state, request| state.discard(request, stream));
+            }
+            said.into_iter().for_each(Collected::let_go);
+            return Ok(());
+        };
+        // The end of what it wrote is behind its outcome at the latest.
+        poll_fn(|context| {
+            let pending = said
+                .iter_mut()
+                .any(|output| output.poll(context).is_pending());
+            if pending {
+                Poll::Pending
+            } else {
+                Poll::Ready(())
+            }
+        })
+        .await;
+        let text: Vec<u8> = said.into_iter().flat_map(|output| output.bytes).collect();
+        // Interpreters say last what matters most.
+        let last = text.len().saturating_sub(MAX_MESSAGE - 100);
+        let text = String::from_utf8_lossy(&text[last..]);
+        let message = format!(
+            "it ended before it was warm ({status}):\n{}",
+            text.trim_end()
+        );
+        let failure = Failure::new(ErrorCode::WarmUp, message);
+        Err(Error::refused(process.attempt("warm up"), failure))
+    }
+
+    async fn start(
+        link: &Arc<Link>,
+        name: String,
+        piped: bool,
+        message: &Message<'_>,
+    ) -> Result<Self, Error> {
         poll_fn(|context| link.with(|state| state.poll_room(context))).await;
         let request = link
-            .with(|state| state.spawn(&spawn))
+            .with(|state| state.start(message))
             .map_err(|failure| Error::refused(format!("run {name:?} in the guest"), failure))?;
         let handle = Handle {
             link: Arc::clone(link),
@@ -87,8 +174,9 @@ impl Process {
         let stream = |stream| ProcessOutput {
             handle: handle.another(),
             stream,
+            let_go: false,
         };
-        let stdin = spawn.wants_stdin().then(|| ProcessStdin {
+        let stdin = piped.then(|| ProcessStdin {
             handle: handle.another(),
         });
         let stdout = Some(stream(Stream::Stdout));
@@ -100,6 +188,7 @@ impl Process {
             stdin,
             stdout,
             stderr,
+            let_go: false,
         };
         // From here on, dropping this future drops the process and so ends the command.
         process.pid = process
@@ -222,7 +311,7 @@ impl Drop for Process {
                 channel.outcome.is_none() && !matches!(channel.started, Some(Err(_)))
             })
         });
-        if alive {
+        if alive && !self.let_go {
             self.kill();
         }
     }
@@ -243,6 +332,13 @@ impl Collected {
             bytes: Vec::new(),
             limit,
             truncated: false,
+        }
+    }
+
+    /// Drops the output without a word to the agent.
+    fn let_go(mut self) {
+        if let Some(output) = &mut self.output {
+            output.let_go = true;
         }
     }
 
@@ -392,6 +488,8 @@ impl Drop for ProcessStdin {
 pub struct ProcessOutput {
     handle: Handle,
     stream: Stream,
+    /// The command may go on to write when this is dropped.
+    let_go: bool,
 }
 
 impl ProcessOutput {
@@ -451,7 +549,7 @@ impl Drop for ProcessOutput {
                 return;
             };
             let output = channel.output(self.stream);
-            let wanted = !output.ended && !output.discard;
+            let wanted = !output.ended && !output.discard && !self.let_go;
             state.discard(request, self.stream);
             if wanted {
                 // Only commands and bulk can be refused by `State::send`.

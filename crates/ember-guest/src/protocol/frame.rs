@@ -9,7 +9,9 @@
 //! 12  payload
 //! ```
 
-use super::{MAX_DATA, MAX_IDENTIFY, MAX_MESSAGE, MAX_SPAWN, Malformed, Stream};
+use super::{
+    MAX_CODE, MAX_DATA, MAX_IDENTIFY, MAX_MESSAGE, MAX_RUNNER, MAX_SPAWN, Malformed, Stream,
+};
 
 /// The size of a frame's header.
 pub const HEADER_LEN: usize = 12;
@@ -60,6 +62,12 @@ pub enum Kind {
     Kill = 23,
     /// A command has ended.
     Exited = 24,
+    /// Asks for an interpreter to be started and kept warm.
+    Warm = 25,
+    /// It is warm.
+    Warmed = 26,
+    /// Asks for a program to be run by a warm interpreter; `Started` is the answer.
+    Run = 27,
 }
 
 impl Kind {
@@ -86,6 +94,9 @@ impl Kind {
             22 => Self::Resize,
             23 => Self::Kill,
             24 => Self::Exited,
+            25 => Self::Warm,
+            26 => Self::Warmed,
+            27 => Self::Run,
             _ => return None,
         })
     }
@@ -99,6 +110,7 @@ impl Kind {
             Self::Data => MAX_DATA,
             Self::Error => MAX_MESSAGE + 8,
             Self::Identify => MAX_IDENTIFY,
+            Self::Warm | Self::Run => 4 + MAX_RUNNER + 4 + MAX_CODE + MAX_SPAWN,
             Self::Ping
             | Self::Pong
             | Self::PowerOff
@@ -107,6 +119,7 @@ impl Kind {
             | Self::Thaw
             | Self::Thawed
             | Self::Identified
+            | Self::Warmed
             | Self::Kill => 0,
             Self::Reset | Self::Signal | Self::Freeze => 1,
             Self::Started => 4,

@@ -15,6 +15,8 @@ pub const FEATURE_PTY: u64 = 1 << 0;
 pub const FEATURE_CGROUP: u64 = 1 << 1;
 /// The agent can be frozen, thawed, and given an identity (`Freeze`, `Thaw`, `Identify`).
 pub const FEATURE_FREEZE: u64 = 1 << 2;
+/// The agent keeps runners (`Warm`, `Run`).
+pub const FEATURE_WARM: u64 = 1 << 3;
 
 /// Tells this protocol from anything else that might listen. The line ending shows a stream that
 /// was mangled as text.

@@ -9,7 +9,7 @@ use super::frame::data_flags;
 use super::spawn::micros;
 use super::{
     Frame, FreezeOptions, HEADER_LEN, Header, Hello, Identity, IdentityError, Kind, MAX_DATA,
-    MAX_MESSAGE, Malformed, Spawn, SpawnError,
+    MAX_MESSAGE, Malformed, Spawn, SpawnError, Warm, WarmError,
 };
 
 /// A stream of a command.
@@ -150,6 +150,8 @@ pub enum ErrorCode {
     Unsupported = 25,
     /// What should not happen in the agent.
     Internal = 26,
+    /// A runner ended before it was warm.
+    WarmUp = 27,
 }
 
 impl ErrorCode {
@@ -172,6 +174,7 @@ impl ErrorCode {
             23 => Self::InvalidRequest,
             24 => Self::OutOfResources,
             25 => Self::Unsupported,
+            27 => Self::WarmUp,
             _ => Self::Internal,
         }
     }
@@ -210,6 +213,12 @@ impl From<SpawnError> for Failure {
     }
 }
 
+impl From<WarmError> for Failure {
+    fn from(error: WarmError) -> Self {
+        Self::new(error.code(), error.to_string())
+    }
+}
+
 impl From<IdentityError> for Failure {
     fn from(error: IdentityError) -> Self {
         Self::new(error.code(), error.to_string())
@@ -226,6 +235,9 @@ pub enum EncodeError {
     /// The identity is none.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// The runner, or the program for one, is over a limit.
+    #[error(transparent)]
+    Warm(#[from] WarmError),
     /// More bytes of a stream than a frame carries.
     #[error("{0} bytes are more than the {MAX_DATA} of one frame")]
     Data(usize),
@@ -297,6 +309,12 @@ pub enum Message<'a> {
     Kill,
     /// See [`Kind::Exited`].
     Exited(Outcome),
+    /// See [`Kind::Warm`].
+    Warm(Cow<'a, Warm>),
+    /// See [`Kind::Warmed`].
+    Warmed,
+    /// See [`Kind::Run`].
+    Run(Cow<'a, Warm>),
 }
 
 mod exit {
@@ -331,6 +349,9 @@ impl Message<'_> {
             Self::Resize(_) => Kind::Resize,
             Self::Kill => Kind::Kill,
             Self::Exited(_) => Kind::Exited,
+            Self::Warm(_) => Kind::Warm,
+            Self::Warmed => Kind::Warmed,
+            Self::Run(_) => Kind::Run,
         }
     }
 
@@ -363,6 +384,7 @@ impl Message<'_> {
             | Self::Thaw
             | Self::Thawed
             | Self::Identified
+            | Self::Warmed
             | Self::Kill => {}
             Self::Freeze(options) => options.encode(out),
             Self::Identify(identity) => identity.encode(out)?,
@@ -388,6 +410,7 @@ impl Message<'_> {
             Self::Signal { number } => out.push(*number),
             Self::Resize(size) => size.encode(out),
             Self::Exited(outcome) => outcome.encode(out),
+            Self::Warm(warm) | Self::Run(warm) => warm.encode(self.kind(), out)?,
         }
         Ok(0)
     }
@@ -420,7 +443,14 @@ impl<'a> Message<'a> {
             // Later versions may append to it, so what follows is left alone.
             Kind::Hello => return Hello::decode(payload).map(Self::Hello),
             Kind::Spawn => {
-                return Spawn::decode(payload).map(|spawn| Self::Spawn(Cow::Owned(spawn)));
+                return Spawn::decode(reader).map(|spawn| Self::Spawn(Cow::Owned(spawn)));
+            }
+            Kind::Warm => {
+                return Warm::decode(kind, payload).map(|warm| Self::Warm(Cow::Owned(warm)));
+            }
+            Kind::Warmed => Self::Warmed,
+            Kind::Run => {
+                return Warm::decode(kind, payload).map(|warm| Self::Run(Cow::Owned(warm)));
             }
             Kind::Data => {
                 let stream = stream(&reader, flags & data_flags::STREAM)?;

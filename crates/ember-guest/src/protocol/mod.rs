@@ -16,6 +16,8 @@
 //!                              <-      Window{stdin, n}
 //! Signal, Resize, Kill, Reset   ->
 //!                              <-      Exited{status, usage}
+//! Warm{runner, setup, ...}      ->     Started, Data ..., then Warmed  or  Exited
+//! Run{runner, code, argv, ...}  ->     Started ... as for Spawn
 //! Freeze{options}               ->     Frozen, then silence
 //! Thaw                          ->     Thawed
 //! Identify{entropy, clock, ...} ->     Identified  or  Error{code, message}
@@ -35,6 +37,12 @@
 //! pipeline), or when the request was ended by force (its timeout, or `Kill`). In the second case
 //! what is still in the output pipes may follow `Exited`. A `Data` frame with the end flag is the
 //! last of its stream in every case. The host may reuse the number after `Exited` and both ends.
+//!
+//! # Runners
+//! `Warm` starts a command that does not end of itself: an interpreter, which first runs some code
+//! to get warm. `Warmed` says that it has, and that a process stands ready; until then it is a
+//! command like any other, whose output and end are reported. `Run` then is a `Spawn` whose
+//! process exists already.
 //!
 //! # Freezing
 //! A machine is saved between two frames, so that neither end has to be told that it was. After
@@ -63,14 +71,17 @@ mod message;
 mod spawn;
 #[cfg(test)]
 mod tests;
+mod warm;
 
 pub use frame::{Decoder, Frame, HEADER_LEN, Header, Kind, data_flags};
 pub use hello::{
-    FEATURE_CGROUP, FEATURE_FREEZE, FEATURE_PTY, Hello, MIN_VERSION, VERSION, VersionMismatch,
+    FEATURE_CGROUP, FEATURE_FREEZE, FEATURE_PTY, FEATURE_WARM, Hello, MIN_VERSION, VERSION,
+    VersionMismatch,
 };
 pub use identity::{ENTROPY, FreezeOptions, Identity, IdentityError, Variables};
 pub use message::{EncodeError, ErrorCode, Failure, Message, Outcome, PtySize, Status, Stream};
 pub use spawn::{Limits, Spawn, SpawnError};
+pub use warm::{INLINE, Warm, WarmError};
 
 /// The most bytes of a stream in one `Data` frame.
 pub const MAX_DATA: usize = 64 * 1024;
@@ -81,6 +92,10 @@ pub const MAX_REQUESTS: usize = 256;
 /// The most bytes of an encoded `Spawn`. Linux itself takes a quarter of the stack limit for
 /// arguments and environment together (execve(2)), 2 MiB with the usual 8 MiB of stack.
 pub const MAX_SPAWN: usize = 2 * 1024 * 1024;
+/// The most bytes of code for a runner.
+pub const MAX_CODE: usize = 1024 * 1024;
+/// The most bytes of a runner's name.
+pub const MAX_RUNNER: usize = 64;
 /// The most bytes of an encoded `Identity`.
 pub const MAX_IDENTIFY: usize = 512 * 1024;
 /// The most bytes of a host name: Linux's `__NEW_UTS_LEN`.

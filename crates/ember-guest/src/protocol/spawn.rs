@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::codec::{Reader, put_string};
 use super::{
-    ErrorCode, Kind, MAX_ARGUMENT, MAX_PATH, MAX_SPAWN, MAX_STRINGS, MAX_USER, Malformed, PtySize,
+    ErrorCode, MAX_ARGUMENT, MAX_PATH, MAX_SPAWN, MAX_STRINGS, MAX_USER, Malformed, PtySize,
 };
 
 /// A command to run, as it goes over the wire.
@@ -263,8 +263,7 @@ impl Spawn {
 
     /// Reads one. What a payload of its length can describe is bounded: each string takes four
     /// bytes at least. [`Self::validate`] is still to be called.
-    pub(super) fn decode(payload: &[u8]) -> Result<Self, Malformed> {
-        let mut reader = Reader::new(Kind::Spawn, payload);
+    pub(super) fn decode(mut reader: Reader<'_>) -> Result<Self, Malformed> {
         let options = reader.u8("options")?;
         if options & !option::ALL != 0 {
             return Err(reader.out_of_range("options", u64::from(options)));

@@ -49,6 +49,29 @@ fn spawn() -> Spawn {
     }
 }
 
+fn program() -> Warm {
+    Warm {
+        runner: "py".into(),
+        code: b"1".to_vec(),
+        command: Spawn {
+            argv: vec![INLINE.to_vec()],
+            ..Spawn::default()
+        },
+    }
+}
+
+fn runner() -> Warm {
+    Warm {
+        code: vec![],
+        command: Spawn {
+            argv: vec![b"p".to_vec()],
+            user: b"u".to_vec(),
+            ..Spawn::default()
+        },
+        ..program()
+    }
+}
+
 fn identity() -> Identity {
     Identity {
         entropy: [0xee; ENTROPY],
@@ -101,6 +124,21 @@ fn golden_frames() {
         "01000000 01000000 53 04000000 68757368",
     ]
     .concat();
+    let no_limits = none.repeat(7);
+    let runner_bytes = [
+        "65000000 19 00 0000 08000000 02000000 7079 00000000",
+        "00 0000 0000 0000000000000000",
+        &no_limits,
+        "01000000 75 00000000 01000000 01000000 70 00000000",
+    ]
+    .concat();
+    let program_bytes = [
+        "66000000 1b 00 0000 08000000 02000000 7079 01000000 31",
+        "00 0000 0000 0000000000000000",
+        &no_limits,
+        "00000000 00000000 01000000 02000000 2d63 00000000",
+    ]
+    .concat();
     let release_memory = FreezeOptions {
         release_memory: true,
     };
@@ -139,6 +177,9 @@ fn golden_frames() {
         ),
         (4, Message::Identified, "00000000 0c 00 0000 04000000"),
         (7, Message::Spawn(Cow::Owned(spawn())), &spawn_bytes),
+        (8, Message::Warm(Cow::Owned(runner())), &runner_bytes),
+        (8, Message::Warmed, "00000000 1a 00 0000 08000000"),
+        (8, Message::Run(Cow::Owned(program())), &program_bytes),
         (
             7,
             Message::Started { pid: 258 },
@@ -235,6 +276,7 @@ fn error_codes_keep_their_numbers() {
         (OutOfResources, 24),
         (Unsupported, 25),
         (Internal, 26),
+        (WarmUp, 27),
     ];
     for (code, number) in all {
         let bytes = encode(1, &Message::Error(Failure::new(code, "")));
@@ -675,6 +717,67 @@ fn identities_that_cannot_be_say_why() {
 }
 
 #[test]
+fn programs_for_runners_that_cannot_be_say_why() {
+    let refused = |message: &Message<'_>| {
+        let mut out = vec![];
+        let Err(EncodeError::Warm(error)) = message.encode(1, &mut out) else {
+            panic!()
+        };
+        (error.code(), error.to_string())
+    };
+    let run = |warm| Message::Run(Cow::Owned(warm));
+    let warm = |warm| Message::Warm(Cow::Owned(warm));
+    for name in ["", "a b", &"x".repeat(MAX_RUNNER + 1)] {
+        let runner = name.to_owned();
+        let (code, message) = refused(&run(Warm {
+            runner,
+            ..program()
+        }));
+        assert_eq!(code, ErrorCode::InvalidRequest);
+        assert!(
+            message.contains("cannot be the name of a runner"),
+            "{message}"
+        );
+    }
+    let (code, message) = refused(&run(Warm {
+        code: vec![b' '; MAX_CODE + 1],
+        ..program()
+    }));
+    assert_eq!(code, ErrorCode::ArgumentTooLong);
+    assert!(message.contains("the limit is 1048576"), "{message}");
+    let (_, message) = refused(&run(Warm {
+        code: vec![b' '],
+        command: Spawn {
+            argv: vec![b"x.py".to_vec()],
+            ..Spawn::default()
+        },
+        ..program()
+    }));
+    assert!(message.contains("\"x.py\""), "{message}");
+    let (_, message) = refused(&run(Warm {
+        command: Spawn {
+            user: b"root".to_vec(),
+            ..program().command
+        },
+        ..program()
+    }));
+    assert!(message.contains("not as \"root\""), "{message}");
+    let (_, message) = refused(&warm(Warm {
+        command: Spawn {
+            stdin: true,
+            ..runner().command
+        },
+        ..runner()
+    }));
+    assert!(message.contains("cannot have standard input"), "{message}");
+    let (code, _) = refused(&run(Warm {
+        command: Spawn::default(),
+        ..program()
+    }));
+    assert_eq!(code, ErrorCode::EmptyCommand);
+}
+
+#[test]
 fn secrets_and_entropy_do_not_show() {
     let shown = format!("{:?}", Message::Identify(Cow::Owned(identity())));
     assert!(!shown.contains("hush") && !shown.contains("104, 117, 115, 104"));
@@ -871,6 +974,15 @@ fn messages() -> impl Strategy<Value = Message<'static>> {
         Just(Message::Frozen),
         Just(Message::Thaw),
         Just(Message::Thawed),
+        spawns().prop_map(|command| Message::Run(Cow::Owned(Warm {
+            command: Spawn {
+                user: vec![],
+                ..command
+            },
+            code: vec![],
+            ..program()
+        }))),
+        Just(Message::Warmed),
         identities().prop_map(|identity| Message::Identify(Cow::Owned(identity))),
         Just(Message::Identified),
         Just(Message::Ping),
@@ -938,6 +1050,7 @@ proptest! {
             Just(Kind::Hello), Just(Kind::Error), Just(Kind::Spawn), Just(Kind::Started),
             Just(Kind::Data), Just(Kind::Window), Just(Kind::Reset), Just(Kind::Signal),
             Just(Kind::Resize), Just(Kind::Exited), Just(Kind::Freeze), Just(Kind::Identify),
+            Just(Kind::Warm), Just(Kind::Run),
         ],
         flags in 0..8u8,
         payload in proptest::collection::vec(prop_oneof![Just(0u8), any::<u8>()], 0..300),
@@ -946,6 +1059,8 @@ proptest! {
         if let Ok(message) = Message::decode(Frame { kind, flags, request, payload: &payload })
             && !matches!(&message, Message::Spawn(spawn) if spawn.validate().is_err())
             && !matches!(&message, Message::Identify(it) if it.validate().is_err())
+            && !matches!(&message, Message::Warm(it) if it.validate_runner().is_err())
+            && !matches!(&message, Message::Run(it) if it.validate_program().is_err())
         {
             let again = encode(request, &message);
             let mut decoder = Decoder::new();

@@ -19,14 +19,14 @@ use crate::common::{TestAgent, eventually, processes_with, sh, spawn, text, uniq
 use crate::wire::{Came, Raw};
 
 /// Passes an agent's stream on to one host after the other.
-struct Relay {
+pub(crate) struct Relay {
     hosts: tokio::sync::mpsc::Sender<DuplexStream>,
     /// How many bytes the agent has sent.
     sent: watch::Receiver<u64>,
 }
 
 impl Relay {
-    async fn new(test: &TestAgent) -> (Self, Agent) {
+    pub(crate) async fn new(test: &TestAgent) -> (Self, Agent) {
         let mut guest = test.stream().await;
         let (sender, mut hosts) = tokio::sync::mpsc::channel::<DuplexStream>(1);
         let (count, sent) = watch::channel(0);
@@ -75,7 +75,7 @@ impl Relay {
     }
 
     /// The agent is cloned, and this is the clone's. The one before must be frozen.
-    async fn cloned(&self, parent: &Agent) -> Agent {
+    pub(crate) async fn cloned(&self, parent: &Agent) -> Agent {
         Agent::attach(self.next().await, parent.hello().clone())
     }
 }

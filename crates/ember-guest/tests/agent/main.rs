@@ -14,4 +14,5 @@ mod refusals;
 mod streams;
 mod terminal;
 mod trees;
+mod warm;
 mod wire;

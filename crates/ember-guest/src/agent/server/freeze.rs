@@ -1,6 +1,7 @@
 //! Silence for a snapshot, and what comes after it: the same life, or that of a clone.
 
 use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
 
 use nix::sys::epoll::EpollFlags;
 
@@ -8,6 +9,9 @@ use super::session::{Last, Session, Step, refuse};
 use super::{Id, Token};
 use crate::agent::memory;
 use crate::protocol::{ErrorCode, Failure, FreezeOptions, Malformed, Message, Stream};
+
+/// How long a freeze waits for runners to have a process ready.
+const STOCKING: Duration = Duration::from_secs(1);
 
 /// How far a freeze has got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +22,7 @@ pub(super) enum Phase {
     Freezing {
         request: u32,
         options: FreezeOptions,
+        since: Instant,
     },
     /// The host has the next word.
     Frozen,
@@ -27,10 +32,19 @@ impl Session<'_> {
     /// Ends a freeze that waited for the last frame to be written. Says whether there is an answer
     /// to be written now.
     pub(super) fn freeze_if_flushed(&mut self) -> bool {
-        let Phase::Freezing { request, options } = self.phase else {
+        let Phase::Freezing {
+            request,
+            options,
+            since,
+        } = self.phase
+        else {
             return false;
         };
         if !self.connection.is_flushed() {
+            return false;
+        }
+        // Each clone would have to make its own. One that does not come is no reason not to freeze.
+        if self.runners.stock_up() && since.elapsed() < STOCKING {
             return false;
         }
         let answer = match self.freeze(options) {
@@ -45,6 +59,16 @@ impl Session<'_> {
         };
         self.connection.send(request, &answer);
         true
+    }
+
+    /// How long the freeze can wait for something but the host.
+    pub(super) fn freeze_patience(&self) -> Option<Duration> {
+        match self.phase {
+            Phase::Freezing { since, .. } if self.connection.is_flushed() => {
+                Some(STOCKING.saturating_sub(since.elapsed()))
+            }
+            _ => None,
+        }
     }
 
     /// Leaves as little as possible to be done by each clone.
@@ -89,7 +113,7 @@ impl Session<'_> {
                     Err(failure) => self.connection.send(request, &Message::Error(failure)),
                 }
             }
-            Message::Spawn(_) => {
+            Message::Spawn(_) | Message::Warm(_) | Message::Run(_) => {
                 let message = "the agent is frozen: it has to be thawed or identified first";
                 let failure = Failure::new(ErrorCode::Frozen, message);
                 self.connection.send(request, &Message::Error(failure));
@@ -114,6 +138,7 @@ impl Session<'_> {
         for id in waiting {
             self.resume_input(id);
         }
+        self.resume_runners();
         self.expire();
     }
 
@@ -145,6 +170,7 @@ impl Session<'_> {
             }
             self.commands.insert(id, command);
         }
+        self.runners.detach();
         // Each output is looked at once under its new name, however it was queued under the old.
         self.ready.clear();
         let outputs: Vec<(Id, Stream)> = self

@@ -7,6 +7,8 @@
 mod command;
 mod connection;
 mod freeze;
+mod runner;
+mod running;
 mod session;
 
 use std::io;
@@ -64,6 +66,8 @@ enum Token {
     Connection,
     Signals,
     Source,
+    /// A runner, or its newborn spare.
+    Runner(u32),
     Stream(Id, Stream),
 }
 
@@ -82,6 +86,7 @@ impl Token {
             Self::Connection => 0,
             Self::Signals => 1,
             Self::Source => 2,
+            Self::Runner(number) => u64::from(number) << 8 | 3,
             Self::Stream(Id::Request(number), stream) => u64::from(number) << 8 | 4 | stream as u64,
             Self::Stream(Id::Detached(number), stream) => {
                 u64::from(number) << 8 | 8 | stream as u64
@@ -100,6 +105,7 @@ impl Token {
             0 => Self::Connection,
             1 => Self::Signals,
             2 => Self::Source,
+            3 => Self::Runner(number),
             4 | 8 => Self::Stream(id, Stream::Stdin),
             5 | 9 => Self::Stream(id, Stream::Stdout),
             _ => Self::Stream(id, Stream::Stderr),
@@ -270,7 +276,13 @@ mod tests {
             ]
             .map(|id| Token::Stream(id, stream))
         });
-        for token in of_streams.chain([Token::Connection, Token::Signals, Token::Source]) {
+        let others = [
+            Token::Connection,
+            Token::Signals,
+            Token::Source,
+            Token::Runner(u32::MAX),
+        ];
+        for token in of_streams.chain(others) {
             assert_eq!(Token::unpack(token.pack()), token);
         }
     }

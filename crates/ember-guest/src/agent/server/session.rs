@@ -13,12 +13,13 @@ use nix::unistd::read;
 use super::command::{Command, Fed};
 use super::connection::{Connection, Read};
 use super::freeze::Phase;
-use super::{Agent, EVENTS, End, Id, MAX_LINGERING, Token};
+use super::running::Runners;
+use super::{Agent, EVENTS, End, Id, Token};
 use crate::agent::sys;
 use crate::agent::tree::Tree;
 use crate::protocol::{
-    ErrorCode, FEATURE_CGROUP, FEATURE_FREEZE, FEATURE_PTY, Failure, Hello, Kind, MAX_DATA,
-    MAX_REQUESTS, Malformed, Message, Spawn, Stream, WINDOW,
+    ErrorCode, FEATURE_CGROUP, FEATURE_FREEZE, FEATURE_PTY, FEATURE_WARM, Failure, Hello, Kind,
+    MAX_DATA, Malformed, Message, Spawn, Stream, WINDOW,
 };
 
 /// How long nothing has to happen before what can wait is done.
@@ -52,7 +53,8 @@ pub(super) struct Session<'a> {
     /// Outputs that may have something to read, each at most once, in turn.
     pub(super) ready: VecDeque<(Id, Stream)>,
     /// What is left of commands that are over, to be looked at in a quiet moment.
-    ended: Vec<(Tree, Option<Instant>)>,
+    pub(super) ended: Vec<(Tree, Option<Instant>)>,
+    pub(super) runners: Runners,
     /// The last command that was detached.
     pub(super) last_detached: u32,
 }
@@ -71,13 +73,14 @@ impl<'a> Session<'a> {
             leaders: BTreeMap::new(),
             ready: VecDeque::new(),
             ended: Vec::new(),
+            runners: Runners::default(),
             last_detached: 0,
         })
     }
 
     /// Serves the connection until it ends. Whatever it leaves is the agent's to end.
     pub(super) fn run(mut self) -> io::Result<Option<End>> {
-        let mut features = FEATURE_PTY | FEATURE_FREEZE;
+        let mut features = FEATURE_PTY | FEATURE_FREEZE | FEATURE_WARM;
         if self.agent.trees.has_cgroups() {
             features |= FEATURE_CGROUP;
         }
@@ -97,6 +100,8 @@ impl<'a> Session<'a> {
                 .into_values()
                 .map(|command| (command.tree, command.deadline)),
         );
+        let spares = std::mem::take(&mut self.runners).into_trees();
+        self.ended.extend(spares.map(|tree| (tree, None)));
         self.agent.lingering.append(&mut self.ended);
         match last? {
             Last::Gone => Ok(None),
@@ -136,7 +141,10 @@ impl<'a> Session<'a> {
             || running && !self.ready.is_empty() && self.connection.has_room();
         let timeout = if !running {
             // Nothing is due until the host speaks: a frozen guest has no timers of its agent's.
-            busy.then_some(Duration::ZERO)
+            match busy {
+                true => Some(Duration::ZERO),
+                false => self.freeze_patience(),
+            }
         } else if busy {
             Some(Duration::ZERO)
         } else {
@@ -189,6 +197,7 @@ impl<'a> Session<'a> {
                     flags.intersects(gone),
                 );
             }
+            Token::Runner(number) => self.hear_runner(number),
             Token::Stream(id, Stream::Stdin) => self.resume_input(id),
             Token::Stream(id, stream) => self.look_at(id, stream),
         }
@@ -352,6 +361,9 @@ impl<'a> Session<'a> {
     pub(super) fn reap(&mut self) {
         let mut orphans = false;
         while let Some(reaped) = sys::reap() {
+            if !self.runners.all.is_empty() {
+                self.runner_process_ended(reaped.pid);
+            }
             let Some(id) = self.leaders.remove(&reaped.pid) else {
                 orphans = true;
                 continue;
@@ -383,6 +395,7 @@ impl<'a> Session<'a> {
         commands
             .chain(left.map(|(_, deadline)| *deadline))
             .flatten()
+            .chain(self.runners.next_deadline())
             .min()
     }
 
@@ -406,6 +419,7 @@ impl<'a> Session<'a> {
             self.drain(id);
             self.settle(id);
         }
+        self.expire_runners(now);
         self.tidy();
         self.agent.tend_lingering(now);
     }
@@ -418,6 +432,7 @@ impl<'a> Session<'a> {
             }
         }
         self.agent.trees.prepare();
+        self.runners.stock_up();
     }
 
     /// Reads once from the host and does what it says.
@@ -468,7 +483,14 @@ impl<'a> Session<'a> {
         }
         let id = Id::Request(request);
         match message {
-            Message::Freeze(options) => self.phase = Phase::Freezing { request, options },
+            Message::Freeze(options) => {
+                let since = Instant::now();
+                self.phase = Phase::Freezing {
+                    request,
+                    options,
+                    since,
+                };
+            }
             Message::Identify(identity) => {
                 let answer = match self.agent.identities.apply(identity.into_owned()) {
                     Ok(()) => Message::Identified,
@@ -482,9 +504,19 @@ impl<'a> Session<'a> {
                 return ControlFlow::Break(Last::PowerOff);
             }
             Message::Error(_) if request == 0 => return ControlFlow::Break(Last::Gone),
-            Message::Spawn(_) if self.commands.contains_key(&id) => {
+            Message::Spawn(_) | Message::Warm(_) | Message::Run(_)
+                if self.commands.contains_key(&id) || self.runners.is_waiting(request) =>
+            {
                 return refuse(&Malformed::Duplicate { request });
             }
+            Message::Warm(warm) => {
+                let answer = match self.warm(request, &warm) {
+                    Ok(pid) => Message::Started { pid },
+                    Err(failure) => Message::Error(failure),
+                };
+                self.connection.send(request, &answer);
+            }
+            Message::Run(warm) => self.run_program(request, warm.into_owned()),
             Message::Spawn(spawn) => {
                 let answer = match self.spawn(id, &spawn) {
                     Ok(pid) => Message::Started { pid },
@@ -549,6 +581,8 @@ impl<'a> Session<'a> {
                     command.kill();
                     self.drain(id);
                     self.settle(id);
+                } else {
+                    self.forget_program(request);
                 }
             }
             _ => return refuse(&Malformed::Unexpected { kind }),
@@ -558,15 +592,7 @@ impl<'a> Session<'a> {
 
     /// Starts a command.
     fn spawn(&mut self, id: Id, spawn: &Spawn) -> Result<u32, Failure> {
-        let is_request = |id: &&Id| matches!(id, Id::Request(_));
-        if self.commands.keys().filter(is_request).count() >= MAX_REQUESTS {
-            let message = format!("{MAX_REQUESTS} commands are running, and no more may");
-            return Err(Failure::new(ErrorCode::TooManyRequests, message));
-        }
-        if self.agent.lingering.len() >= MAX_LINGERING {
-            let message = format!("{MAX_LINGERING} commands have left processes behind");
-            return Err(Failure::new(ErrorCode::TooManyRequests, message));
-        }
+        self.check_room()?;
         // Before anything is made for a command that cannot be.
         spawn.validate()?;
         let start = Instant::now();
@@ -574,24 +600,11 @@ impl<'a> Session<'a> {
         let (pid, streams) = self
             .agent
             .spawner
-            .spawn(spawn, &mut tree, self.agent.identities.environment())
+            .spawn(spawn, &mut tree, self.agent.identities.environment(), None)
             .inspect_err(|_| {
                 self.agent.trees.prepare();
             })?;
-        let watched = streams.outputs().try_for_each(|(stream, fd)| {
-            self.agent
-                .watch(fd, EpollFlags::EPOLLIN, Token::Stream(id, stream))
-        });
-        let mut command = Command::new(pid, tree, streams, start, spawn.timeout);
-        self.leaders.insert(pid, id);
-        if let Err(errno) = watched {
-            command.kill();
-            self.leaders.remove(&pid);
-            self.ended.push((command.tree, None));
-            let message = format!("cannot watch the command's output: {}", errno.desc());
-            return Err(Failure::new(ErrorCode::OutOfResources, message));
-        }
-        self.commands.insert(id, command);
+        self.register(id, pid, tree, streams, start, spawn.timeout)?;
         // A process's number is positive.
         Ok(pid.unsigned_abs())
     }

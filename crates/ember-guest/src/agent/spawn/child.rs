@@ -65,6 +65,8 @@ pub(super) struct Plan {
     terminal: bool,
     credentials: Option<Credentials>,
     limits: Vec<(Resource, u64)>,
+    /// What the program gets as descriptor 3.
+    inherited: Option<RawFd>,
     /// Written by the child.
     failure: Cell<Option<(Step, i32)>>,
 }
@@ -102,8 +104,16 @@ impl Plan {
             terminal,
             credentials,
             limits,
+            inherited: None,
             failure: Cell::new(None),
         }
+    }
+}
+
+impl Plan {
+    /// The program gets this descriptor as number 3, which lives until it has been started.
+    pub(super) fn inherit(&mut self, fd: RawFd) {
+        self.inherited = Some(fd);
     }
 }
 
@@ -202,6 +212,16 @@ fn prepare(plan: &Plan) -> Result<(), (Step, i32)> {
         // SAFETY: no pointers.
         check(Step::Streams, unsafe { libc::dup2(from, to) })?;
     }
+    if let Some(fd) = plan.inherited {
+        // After the streams, one of which may have had this number.
+        // SAFETY: no pointers.
+        check(Step::Streams, unsafe { libc::dup2(fd, INHERITED) })?;
+        // It keeps the mark of a descriptor that is closed, if it is the same one.
+        // SAFETY: no pointers.
+        check(Step::Streams, unsafe {
+            libc::fcntl(INHERITED, libc::F_SETFD, 0)
+        })?;
+    }
     // Before the user changes: raising a limit takes root.
     for &(resource, limit) in &plan.limits {
         let limit = libc::rlimit {
@@ -231,6 +251,9 @@ fn prepare(plan: &Plan) -> Result<(), (Step, i32)> {
     };
     check(Step::Signals, result)
 }
+
+/// The first number behind the standard streams.
+const INHERITED: RawFd = 3;
 
 static NO_SIGNALS: u64 = 0;
 

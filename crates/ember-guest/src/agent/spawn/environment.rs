@@ -14,7 +14,7 @@ const MAX_DIRECTORIES: usize = 256;
 
 /// `NAME=value` strings. What the guest was `given` replaces what the agent gives to everybody, and
 /// what the request sets replaces both.
-pub(super) fn build<'a>(
+pub(crate) fn build<'a>(
     request: &'a Spawn,
     user: &'a User,
     given: impl Iterator<Item = (&'a [u8], &'a [u8])>,

@@ -5,12 +5,12 @@
 
 mod arch;
 mod child;
-mod environment;
+pub(crate) mod environment;
 
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
@@ -35,7 +35,8 @@ pub(crate) struct Streams {
 }
 
 /// The command's ends.
-struct Ends {
+#[derive(Debug)]
+pub(crate) struct Ends {
     stdin: Option<OwnedFd>,
     stdout: OwnedFd,
     stderr: Option<OwnedFd>,
@@ -57,12 +58,32 @@ impl Spawner {
         })
     }
 
+    /// The streams of a program whose process is there, and its ends of them as it needs them.
+    pub(crate) fn streams(&self, request: &Spawn, user: &User) -> Result<(Streams, Ends), Failure> {
+        match request.pty {
+            Some(size) => terminal(size, Some(user)),
+            None => pipes(request.stdin),
+        }
+        .map_err(|errno| failed("make its streams", errno))
+    }
+
+    /// The descriptors that become a program's 0, 1 and 2.
+    pub(crate) fn numbers(&self, ends: &Ends) -> [RawFd; 3] {
+        let null = self.null.as_fd();
+        [
+            ends.stdin.as_ref().map_or(null, AsFd::as_fd).as_raw_fd(),
+            ends.stdout.as_raw_fd(),
+            ends.stderr.as_ref().unwrap_or(&ends.stdout).as_raw_fd(),
+        ]
+    }
+
     /// Starts a command in a session of its own, within `tree`.
     pub(crate) fn spawn(
         &mut self,
         request: &Spawn,
         tree: &mut Tree,
         given: &Environment,
+        inherited: Option<BorrowedFd<'_>>,
     ) -> Result<(i32, Streams), Failure> {
         request.validate()?;
         let user = user(request)?;
@@ -80,17 +101,12 @@ impl Spawner {
             &request.cwd[..]
         };
         let candidates = environment::candidates(&request.argv[0], &environment);
-        let null = self.null.as_fd();
-        let plan = Plan::new(
+        let mut plan = Plan::new(
             strings(candidates)?,
             strings(request.argv.iter().cloned())?,
             strings(environment)?,
             string(cwd.to_vec())?,
-            [
-                ends.stdin.as_ref().map_or(null, AsFd::as_fd).as_raw_fd(),
-                ends.stdout.as_raw_fd(),
-                ends.stderr.as_ref().unwrap_or(&ends.stdout).as_raw_fd(),
-            ],
+            self.numbers(&ends),
             request.pty.is_some(),
             user.as_ref().map(|user| Credentials {
                 uid: user.uid,
@@ -99,6 +115,9 @@ impl Spawner {
             }),
             rlimits(request),
         );
+        if let Some(fd) = inherited {
+            plan.inherit(fd.as_raw_fd());
+        }
         let pid = self
             .stack
             .start(&plan, tree.cgroup())
@@ -109,7 +128,7 @@ impl Spawner {
 }
 
 /// Who the request asks for; none if it is the agent's own user.
-fn user(request: &Spawn) -> Result<Option<User>, Failure> {
+pub(crate) fn user(request: &Spawn) -> Result<Option<User>, Failure> {
     if request.user.is_empty() {
         return Ok(None);
     }
@@ -117,7 +136,7 @@ fn user(request: &Spawn) -> Result<Option<User>, Failure> {
 }
 
 /// The agent's own user: root, but for tests.
-fn me() -> User {
+pub(crate) fn me() -> User {
     match Uid::effective() {
         uid if uid.is_root() => User::root(),
         uid => User::look_up(uid.to_string().as_bytes()).unwrap_or_else(|_| User::root()),
@@ -200,7 +219,7 @@ fn terminal(size: PtySize, user: Option<&User>) -> Result<(Streams, Ends), Errno
     ))
 }
 
-fn rlimits(request: &Spawn) -> Vec<(Resource, u64)> {
+pub(crate) fn rlimits(request: &Spawn) -> Vec<(Resource, u64)> {
     let limits = &request.limits;
     [
         (Resource::RLIMIT_AS, limits.address_space),

@@ -171,6 +171,10 @@ impl Cgroup {
             .write_all(bytes)
     }
 
+    pub(super) fn adopt(&self, pid: i32) -> io::Result<()> {
+        self.write("cgroup.procs", pid.to_string().as_bytes())
+    }
+
     pub(super) fn kill(&self) {
         if self.write("cgroup.kill", b"1").is_ok() {
             return;

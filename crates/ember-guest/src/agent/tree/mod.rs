@@ -85,6 +85,17 @@ impl Tree {
         }
     }
 
+    /// A process that was started elsewhere, a session leader, belongs to it from now on.
+    pub(crate) fn adopt(&mut self, pid: i32) -> io::Result<()> {
+        match self {
+            Self::Cgroup(cgroup) => cgroup.adopt(pid),
+            Self::Session(session) => {
+                session.started(pid);
+                Ok(())
+            }
+        }
+    }
+
     /// Ends all of it. Processes may take a moment to be gone.
     pub(crate) fn kill(&mut self) {
         match self {
