@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use ember_core::{Captured, Error, ErrorKind, Outcome, Output, Status};
 use serde_json::{Value, json};
 
@@ -24,7 +26,8 @@ fn number(outcome: &Outcome) -> u8 {
     u8::try_from(outcome.status.shell_code()).unwrap_or(u8::MAX)
 }
 
-/// `output` as JSON.
+/// `output` as JSON. JSON is text, and what a program writes need not be: `stdout` is what of it is
+/// text, and `stdout_base64` is all of it where that is not the same, else null.
 pub(crate) fn output(output: &Output) -> Value {
     let Output {
         stdout,
@@ -38,13 +41,21 @@ pub(crate) fn output(output: &Output) -> Value {
         _ => (None, None),
     };
     let text = |captured: &Captured| captured.to_string_lossy().into_owned();
+    let base64 = |captured: &Captured| {
+        let bytes: &[u8] = captured;
+        std::str::from_utf8(bytes)
+            .is_err()
+            .then(|| BASE64.encode(bytes))
+    };
     json!({
         "exit_code": exit_code,
         "signal": signal,
         "timed_out": outcome.timed_out,
         "out_of_memory": outcome.out_of_memory,
         "stdout": text(stdout),
+        "stdout_base64": base64(stdout),
         "stderr": text(stderr),
+        "stderr_base64": base64(stderr),
         "truncated": truncated,
         "wall_seconds": outcome.wall.as_secs_f64(),
         "user_seconds": outcome.user.as_secs_f64(),

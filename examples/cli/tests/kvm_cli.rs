@@ -124,6 +124,18 @@ fn json_tells_all_of_it() {
     assert_eq!(json["exit_code"], 5);
     assert_eq!(json["timed_out"], false);
     assert!(json["wall_seconds"].as_f64().unwrap() > 0.0);
+    assert_eq!(json["stdout_base64"], serde_json::Value::Null);
+
+    // What is no text is there as well, exactly.
+    let bytes = r"printf '\377\000a'; printf 'text' >&2";
+    let output = ember(&["--json", "exec", "--", "sh", "-c", bytes])
+        .output()
+        .unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["stdout"], "\u{fffd}\0a");
+    assert_eq!(json["stdout_base64"], "/wBh");
+    assert_eq!(json["stderr"], "text");
+    assert_eq!(json["stderr_base64"], serde_json::Value::Null);
 
     let output = ember(&["--json", "exec", "--", "no-such-program"])
         .output()
