@@ -82,6 +82,7 @@ impl Host {
         let findings = [
             Some(kvm()),
             create_vm(),
+            Some(nesting()),
             Some(kernel()),
             Some(processors()),
             Some(memory()),
@@ -139,6 +140,22 @@ fn create_vm() -> Option<Finding> {
     } else {
         finding
     })
+}
+
+/// Whether this host is itself a guest. Then each exit of a guest of its own takes the way through
+/// two hypervisors, which costs some ten times as much.
+fn nesting() -> Finding {
+    let text = read("/proc/cpuinfo").unwrap_or_default();
+    let mut flags = text.lines().filter_map(|line| line.strip_prefix("flags"));
+    let nested = flags
+        .next()
+        .is_some_and(|flags| flags.split_whitespace().any(|flag| flag == "hypervisor"));
+    let found = if nested {
+        "nested: this machine is a virtual machine itself"
+    } else {
+        "on the processor itself"
+    };
+    Finding::good("virtualization", found)
 }
 
 fn kernel() -> Finding {
@@ -334,7 +351,14 @@ mod tests {
             .iter()
             .map(|finding| finding.subject)
             .collect();
-        for subject in ["KVM", "kernel", "processors", "memory", "cache"] {
+        for subject in [
+            "KVM",
+            "virtualization",
+            "kernel",
+            "processors",
+            "memory",
+            "cache",
+        ] {
             assert!(subjects.contains(&subject), "{subjects:?}");
         }
         for finding in &host.findings {

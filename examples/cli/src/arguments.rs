@@ -56,8 +56,12 @@ pub(crate) enum Task {
     Exec(Exec),
     /// Open a shell in a new guest.
     Shell(Shell),
+    /// Clone a running guest, and run a command in each of the clones.
+    Fork(Fork),
     /// Say what this host can do, and what to change.
     Doctor,
+    /// Measure how long things take on this host.
+    Bench(Bench),
     /// Get ready what sandboxes are made from: the kernel and the packs.
     Prepare(Prepare),
 }
@@ -123,6 +127,37 @@ pub(crate) struct How {
     /// A variable of its environment.
     #[arg(long, short, value_name = "NAME=VALUE", value_parser = variable)]
     pub(crate) env: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Fork {
+    /// How many clones. All of them are alive at once.
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) count: u16,
+    /// How many clones are prepared ahead of the first, and kept so.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) shells: u16,
+    /// A command to run before the guest is cloned, by its shell.
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) prepare: Vec<String>,
+    #[command(flatten)]
+    pub(crate) how: How,
+    /// The command to run in each clone, and its arguments. None: each clone only answers.
+    #[arg(
+        value_name = "COMMAND",
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
+    pub(crate) words: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Bench {
+    /// How often each thing is measured; what takes long, less often.
+    #[arg(long, value_name = "N", default_value_t = 50,
+          value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    pub(crate) samples: u16,
 }
 
 #[derive(Debug, Args)]

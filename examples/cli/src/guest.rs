@@ -4,8 +4,8 @@ use std::future::Future;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
-use ember_core::{Assets, Code, Sandbox};
+use anyhow::{Context, Result, bail};
+use ember_core::{Assets, Code, Sandbox, SandboxBuilder, Template, TemplateBuilder};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::arguments::Common;
@@ -20,24 +20,29 @@ pub(crate) async fn with_guest<F>(
 where
     F: Future<Output = (Sandbox, Result<ExitCode>)>,
 {
-    let mut signals = Signals::new().context("cannot listen for signals")?;
-    let in_guest = async {
-        let sandbox = boot(common).await?;
+    until_signal(async {
+        let sandbox = guest(common)?.boot().await?;
         let (sandbox, outcome) = work(sandbox).await;
         sandbox.close().await;
         outcome
-    };
+    })
+    .await
+}
+
+/// Does `work` unless a signal comes that asks this process to end. Then `work` is dropped, and with
+/// it the guests that it has, which ends them.
+pub(crate) async fn until_signal(work: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
+    let mut signals = Signals::new().context("cannot listen for signals")?;
     tokio::select! {
-        outcome = in_guest => outcome,
-        // Dropping the work drops the guest, which ends it.
+        outcome = work => outcome,
         number = signals.any() => Ok(ExitCode::from(128 + number)),
     }
 }
 
-async fn boot(common: &Common) -> Result<Sandbox> {
-    let assets = Assets::of_user()?.with_progress(progress::to_stderr());
+/// Describes a guest as `common` says.
+pub(crate) fn guest(common: &Common) -> Result<SandboxBuilder> {
     let mut builder = Sandbox::builder(common.image.clone())
-        .assets(assets)
+        .assets(assets()?)
         .vcpus(common.vcpus)
         .memory(common.memory);
     if let Some(kernel) = &common.kernel {
@@ -52,13 +57,35 @@ async fn boot(common: &Common) -> Result<Sandbox> {
             let _ = io::stderr().write_all(bytes);
         });
     }
-    Ok(builder.boot().await?)
+    Ok(builder)
+}
+
+/// Describes a template whose guests are as `common` says.
+pub(crate) fn template(common: &Common) -> Result<TemplateBuilder> {
+    if common.console {
+        bail!("--console shows the console of one guest: it is for run, exec and shell");
+    }
+    let mut builder = Template::builder(common.image.clone())
+        .assets(assets()?)
+        .vcpus(common.vcpus)
+        .memory(common.memory);
+    if let Some(kernel) = &common.kernel {
+        builder = builder.kernel(kernel.clone());
+    }
+    if let Some(timeout) = common.timeout {
+        builder = builder.timeout(timeout);
+    }
+    Ok(builder)
+}
+
+fn assets() -> Result<Assets> {
+    Ok(Assets::of_user()?.with_progress(progress::to_stderr()))
 }
 
 /// Refuses a language that the image does not have before a guest is booted for it. Prepares the
 /// image, if it has to be.
 pub(crate) async fn check_language(common: &Common, code: &Code) -> Result<()> {
-    let assets = Assets::of_user()?.with_progress(progress::to_stderr());
+    let assets = assets()?;
     let image = common.image.clone();
     let image = tokio::task::spawn_blocking(move || assets.image(&image)).await??;
     code.find_language(&image.languages)?;

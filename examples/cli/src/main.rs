@@ -2,8 +2,11 @@
 #![forbid(unsafe_code)]
 
 mod arguments;
+mod bench;
 mod doctor;
 mod exec;
+mod figures;
+mod fork;
 mod guest;
 mod prepare;
 mod progress;
@@ -38,7 +41,9 @@ fn perform(arguments: &Arguments) -> Result<ExitCode> {
         Task::Run(options) => runtime.block_on(run::run(options, common)),
         Task::Exec(options) => runtime.block_on(exec::exec(options, common)),
         Task::Shell(options) => runtime.block_on(shell::shell(options, common)),
+        Task::Fork(options) => runtime.block_on(fork::fork(options, common)),
         Task::Doctor => doctor::doctor(common),
+        Task::Bench(options) => runtime.block_on(bench::bench(options, common)),
         Task::Prepare(options) => prepare::prepare(options, common),
     };
     // A thread may still wait for standard input, which nobody has to type any more.

@@ -19,7 +19,8 @@ pub(crate) fn status(outcome: &Outcome) -> ExitCode {
     ExitCode::from(number(outcome))
 }
 
-fn number(outcome: &Outcome) -> u8 {
+/// The same as a number.
+pub(crate) fn number(outcome: &Outcome) -> u8 {
     if outcome.timed_out {
         return TIMED_OUT;
     }

@@ -234,6 +234,69 @@ fn the_doctor_finds_this_host_fit() {
     assert_eq!(output.status.code(), Some(0), "{json:#}");
 }
 
+#[test]
+fn clones_run_a_command_and_are_not_twins() {
+    let script = "cat /proc/sys/kernel/random/boot_id; cat /prepared; exit $(($$ % 2 + 3))";
+    let prepare = "echo once > /prepared";
+    let arguments = [
+        "fork",
+        "--count",
+        "3",
+        "--shells",
+        "2",
+        "--prepare",
+        prepare,
+    ];
+    let output = ember(&arguments)
+        .args(["--", "sh", "-c", script])
+        .output()
+        .unwrap();
+    assert!(matches!(output.status.code(), Some(3 | 4)), "{output:?}");
+    let stdout = text(&output.stdout);
+    let lines: Vec<&str> = stdout.lines().collect();
+    assert_eq!(lines.len(), 6, "{output:?}");
+    let mut ids = std::collections::BTreeSet::new();
+    for (index, pair) in lines.chunks(2).enumerate() {
+        let prefix = format!("[{}] ", index + 1);
+        ids.insert(pair[0].strip_prefix(&prefix).unwrap());
+        assert_eq!(pair[1], format!("{prefix}once"));
+    }
+    assert_eq!(ids.len(), 3, "{stdout}");
+    assert!(text(&output.stderr).contains("3 clones"), "{output:?}");
+
+    let output = ember(&["--json", "fork", "-n", "2", "--", "echo", "x"])
+        .output()
+        .unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let clones = json["clones"].as_array().unwrap();
+    assert_eq!(clones.len(), 2, "{json:#}");
+    for clone in clones {
+        assert_eq!(clone["output"]["stdout"], "x\n");
+        assert!(clone["fork_ms"].as_f64().unwrap() > 0.0);
+    }
+}
+
+#[test]
+fn the_benchmark_measures_this_host() {
+    let output = ember(&["bench", "--samples", "1", "--json"])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(json["host"]["findings"].is_array(), "{json:#}");
+    let figures = json["figures"].as_array().unwrap();
+    let names: Vec<&str> = figures
+        .iter()
+        .map(|figure| figure["name"].as_str().unwrap())
+        .collect();
+    for name in ["boot.agent", "exec.true", "fork.reply.cold", "pool.acquire"] {
+        assert!(names.contains(&name), "{names:?}");
+    }
+    for figure in figures {
+        assert!(figure["p50"].as_f64().unwrap() > 0.0, "{figure}");
+    }
+}
+
 /// Waits for `child`, which has to end soon.
 fn ends(child: &mut Child) -> Option<i32> {
     let deadline = Instant::now() + Duration::from_secs(30);
