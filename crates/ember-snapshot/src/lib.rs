@@ -4,9 +4,14 @@
 //! Nothing here knows of KVM calls, of an async runtime or of what runs inside a guest.
 #![deny(unsafe_code)]
 
+// Tests use what those outside use.
+#[cfg(test)]
+extern crate self as ember_snapshot;
+
 mod digest;
 pub mod format;
 pub mod memory;
+pub mod pager;
 mod pages;
 mod source;
 pub mod state;

@@ -1,0 +1,85 @@
+//! Finding out what was touched, and touching it ahead.
+
+use ember_snapshot::pager::{WorkingSet, changed_pages, prefetch, touched_pages};
+
+use crate::mapping::Mapping;
+use crate::{content, image, set};
+
+#[test]
+fn what_was_written_to_is_changed() {
+    let image = image(1000);
+    let memory = Mapping::private(image.file(), 1000);
+    let guest = memory.guest();
+    assert!(changed_pages(&guest).unwrap().is_empty());
+    for page in [3, 4, 5, 700, 999] {
+        memory.set(page, 9, 1);
+    }
+    assert_eq!(memory.get(20, 0), content(20, 0));
+    assert_eq!(
+        changed_pages(&guest).unwrap(),
+        set(&[(3, 3), (700, 1), (999, 1)])
+    );
+    let touched = touched_pages(&guest).unwrap();
+    assert_eq!(touched.written, set(&[(3, 3), (700, 1), (999, 1)]));
+    assert!(touched.read.contains(20));
+    assert!(!touched.read.contains(300));
+    // Written to by the kernel.
+    memory.read_into(42, image.file()).unwrap();
+    assert!(changed_pages(&guest).unwrap().contains(42));
+}
+
+#[test]
+fn memory_that_is_scattered_is_found_by_its_offsets() {
+    let memory = Mapping::anonymous(100);
+    let guest = memory.segments(&[(50, 10), (10, 5)]);
+    memory.set(50, 0, 1);
+    memory.set(59, 0, 1);
+    memory.set(12, 0, 1);
+    memory.set(30, 0, 1);
+    assert_eq!(guest.pages(), set(&[(0, 10), (11, 5)]));
+    assert_eq!(
+        changed_pages(&guest).unwrap(),
+        set(&[(0, 1), (9, 1), (13, 1)])
+    );
+}
+
+#[test]
+fn more_runs_than_one_call_gives() {
+    let memory = Mapping::anonymous(10_000);
+    for page in (0..10_000).step_by(3) {
+        memory.set(page, 0, 1);
+    }
+    let changed = changed_pages(&memory.guest()).unwrap();
+    assert_eq!(changed.runs().len(), 3334);
+    assert_eq!(changed.pages(), 3334);
+}
+
+#[test]
+fn zeroes_that_were_only_read_are_not_changed() {
+    let memory = Mapping::anonymous(10);
+    assert_eq!(memory.get(4, 0), 0);
+    memory.set(6, 0, 1);
+    assert_eq!(changed_pages(&memory.guest()).unwrap(), set(&[(6, 1)]));
+}
+
+#[test]
+fn a_working_set_is_mapped_ahead() {
+    let image = image(1000);
+    let first = Mapping::private(image.file(), 1000);
+    for page in [3, 4, 5, 700] {
+        first.set(page, 9, 1);
+    }
+    let _ = first.get(300, 0);
+    let recorded = touched_pages(&first.guest()).unwrap();
+    let recorded = WorkingSet::decode(&recorded.encode()).unwrap();
+
+    let second = Mapping::private(image.file(), 1000);
+    prefetch(&second.guest(), &recorded).unwrap();
+    let there = touched_pages(&second.guest()).unwrap();
+    assert_eq!(there.written, recorded.written);
+    assert!(there.read.contains(300));
+    // Only their place has changed, not their content.
+    for page in [3, 700, 300] {
+        assert_eq!(second.get(page, 9), content(page, 9));
+    }
+}
