@@ -9,8 +9,6 @@
 use std::fs;
 use std::io;
 
-use nix::unistd::sync;
-
 use super::sys;
 use crate::protocol::{ErrorCode, Failure};
 
@@ -21,24 +19,11 @@ const RESERVE: u64 = 1024 * 1024;
 /// The size of a page, in which the kernel counts its zones.
 const PAGE: u64 = 4096;
 
-/// Drops what is only cached and clears what is free.
+/// Clears what is free. What is cached stays: it is shared by all clones, costs none of them
+/// anything, and reading it again would.
 pub(crate) fn release() -> Result<(), Failure> {
-    // What is not written cannot be dropped.
-    sync();
-    write("/proc/sys/vm/drop_caches", "3")?;
-    // What is in use moves together, and what it leaves is cleared below. Not every kernel can.
-    if fs::exists("/proc/sys/vm/compact_memory").unwrap_or(false) {
-        write("/proc/sys/vm/compact_memory", "1")?;
-    }
     clear().map_err(|error| {
         let message = format!("cannot clear free memory: {error}");
-        Failure::new(ErrorCode::Internal, message)
-    })
-}
-
-fn write(path: &str, value: &str) -> Result<(), Failure> {
-    fs::write(path, value).map_err(|error| {
-        let message = format!("cannot write {value} to {path}: {error}");
         Failure::new(ErrorCode::Internal, message)
     })
 }

@@ -30,7 +30,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::stat::{Mode, umask};
 
 use identity::Identities;
-use server::{Agent, End};
+use server::{Agent, End, Hooks};
 use tree::Trees;
 
 /// What the program was asked to do.
@@ -127,11 +127,14 @@ fn serve_unix(path: &Path, cgroup: Option<&Path>, identity: Option<&Path>) -> io
         Some(directory) => Trees::cgroups(directory)?,
         None => Trees::by_session(),
     };
-    let identities = match identity {
-        Some(directory) => Identities::in_directory(directory)?,
-        None => Identities::nowhere(),
+    let (identities, hooks) = match identity {
+        Some(directory) => (
+            Identities::in_directory(directory)?,
+            Hooks::listen(&directory.join("reseed"), &directory.join("reseed.d"))?,
+        ),
+        None => (Identities::nowhere(), Hooks::none()),
     };
-    let mut agent = Agent::new(trees, identities)?;
+    let mut agent = Agent::new(trees, identities, hooks)?;
     agent.watch_source(listener.as_fd())?;
     let result = agent.run(|| match listener.accept() {
         Ok((stream, _)) => Ok(Some(OwnedFd::from(stream))),

@@ -10,8 +10,7 @@ use super::{ErrorCode, Kind, MAX_HOSTNAME, MAX_IDENTIFY, Malformed, SpawnError};
 /// What is done beside falling silent when a guest is frozen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FreezeOptions {
-    /// Make memory that the guest does not use cost nothing: what is only cached is dropped, and
-    /// what is free is filled with zeroes.
+    /// Make memory that the guest does not use cost nothing: what is free is filled with zeroes.
     pub release_memory: bool,
 }
 

@@ -80,7 +80,7 @@ impl Relay {
     }
 }
 
-async fn freeze(agent: &Agent) {
+pub(crate) async fn freeze(agent: &Agent) {
     agent.freeze(FreezeOptions::default()).await.unwrap();
 }
 
@@ -88,7 +88,7 @@ fn identity() -> Identity {
     Identity::random().unwrap()
 }
 
-fn refused(error: &Error) -> (ErrorCode, String) {
+pub(crate) fn refused(error: &Error) -> (ErrorCode, String) {
     let ErrorKind::Refused(code) = error.kind() else {
         panic!("{error:?}")
     };

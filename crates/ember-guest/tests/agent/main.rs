@@ -10,6 +10,7 @@
 mod commands;
 mod common;
 mod freezing;
+mod hooks;
 mod refusals;
 mod streams;
 mod terminal;

@@ -20,7 +20,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, VsockAddr, connect, so
 use nix::sys::stat::{Mode, umask};
 
 use super::identity::Identities;
-use super::server::{Agent, End};
+use super::server::{Agent, End, Hooks};
 use super::sys;
 use super::tree::Trees;
 use parameters::{ParameterError, Parameters};
@@ -32,6 +32,9 @@ const FIRST_CONNECTION: Duration = Duration::from_secs(30);
 /// Open files: soft and hard limit of the agent and, by inheritance, of commands. The kernel's own
 /// (1,024 and 4,096) is less than programs count on.
 const OPEN_FILES: (u64, u64) = (65_536, 524_288);
+/// Where processes ask to be told of new identities, and programs that are run at each.
+const RESEED: &str = "/run/ember/reseed";
+const RESEED_PROGRAMS: &str = "/etc/ember/reseed.d";
 /// Where commands get their cgroups.
 const CGROUPS: &str = "/sys/fs/cgroup/ember";
 
@@ -119,7 +122,10 @@ fn live() -> Result<(), BootError> {
     };
     let identities = Identities::of_guest().map_err(BootError::Identity)?;
     let mut agent = trees
-        .and_then(|trees| Agent::new(trees, identities))
+        .and_then(|trees| {
+            let hooks = Hooks::listen(Path::new(RESEED), Path::new(RESEED_PROGRAMS))?;
+            Agent::new(trees, identities, hooks)
+        })
         .map_err(BootError::Agent)?;
     let port = parameters.port;
     let mut first = Some(Instant::now() + FIRST_CONNECTION);

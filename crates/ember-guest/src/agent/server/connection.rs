@@ -1,7 +1,7 @@
 //! The stream to the host: frames in, frames out, never waiting.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -153,24 +153,45 @@ impl Connection {
         Ok(())
     }
 
-    /// Writes everything, for as long as `patience`, then ends the stream: the last thing that is
-    /// done with a connection. What cannot be written is lost with it.
-    pub(super) fn finish(mut self, patience: Duration) {
+    /// As [`Self::finish`], and waits until the other end has taken everything and closed, or
+    /// `patience` is at its end. What was written is on its way for a while, and a machine that is
+    /// powered off takes it along.
+    pub(super) fn finish_taken(mut self, patience: Duration, scratch: &mut [u8]) {
         let end = Instant::now() + patience;
-        while self.flush().is_ok() && self.queued() > 0 {
-            let rest = end.saturating_duration_since(Instant::now());
-            let timeout = PollTimeout::try_from(rest).unwrap_or(PollTimeout::ZERO);
-            let mut wait = [PollFd::new(self.stream.as_fd(), PollFlags::POLLOUT)];
-            match poll(&mut wait, timeout) {
-                Ok(1..) | Err(Errno::EINTR) => self.writable = true,
+        self.write_all(end);
+        let _ = shutdown(self.stream.as_raw_fd(), Shutdown::Write);
+        loop {
+            match read(&self.stream, scratch) {
+                // What it still has to say is not heard.
+                Ok(1..) | Err(Errno::EINTR) if Instant::now() < end => {}
+                Err(Errno::EAGAIN) if self.wait_for(PollFlags::POLLIN, end) => {}
                 _ => break,
             }
         }
-        let _ = shutdown_both(&self.stream);
+        let _ = shutdown(self.stream.as_raw_fd(), Shutdown::Both);
     }
-}
 
-fn shutdown_both(stream: &OwnedFd) -> nix::Result<()> {
-    use std::os::fd::AsRawFd;
-    shutdown(stream.as_raw_fd(), Shutdown::Both)
+    /// Writes everything, for as long as `patience`, then ends the stream: the last thing that is
+    /// done with a connection. What cannot be written is lost with it.
+    pub(super) fn finish(mut self, patience: Duration) {
+        self.write_all(Instant::now() + patience);
+        let _ = shutdown(self.stream.as_raw_fd(), Shutdown::Both);
+    }
+
+    fn write_all(&mut self, end: Instant) {
+        while self.flush().is_ok() && self.queued() > 0 {
+            match self.wait_for(PollFlags::POLLOUT, end) {
+                true => self.writable = true,
+                false => break,
+            }
+        }
+    }
+
+    /// Waits until the stream can be read or written. Says whether that may be now.
+    fn wait_for(&self, what: PollFlags, end: Instant) -> bool {
+        let rest = end.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(rest).unwrap_or(PollTimeout::ZERO);
+        let mut wait = [PollFd::new(self.stream.as_fd(), what)];
+        matches!(poll(&mut wait, timeout), Ok(1..) | Err(Errno::EINTR))
+    }
 }

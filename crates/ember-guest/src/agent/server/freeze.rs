@@ -1,14 +1,19 @@
 //! Silence for a snapshot, and what comes after it: the same life, or that of a clone.
 
 use std::ops::ControlFlow;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::EpollFlags;
 
+use super::hooks::{self, Identifying};
 use super::session::{Last, Session, Step, refuse};
 use super::{Id, Token};
 use crate::agent::memory;
-use crate::protocol::{ErrorCode, Failure, FreezeOptions, Malformed, Message, Stream};
+use crate::protocol::{
+    ErrorCode, Failure, FreezeOptions, Identity, Malformed, Message, Spawn, Stream,
+};
 
 /// How long a freeze waits for runners to have a process ready.
 const STOCKING: Duration = Duration::from_secs(1);
@@ -75,6 +80,7 @@ impl Session<'_> {
     fn freeze(&mut self, options: FreezeOptions) -> Result<(), Failure> {
         self.tidy();
         self.agent.identities.prepare()?;
+        self.agent.hooks.prepare();
         if options.release_memory {
             if !self.agent.identities.is_guest() {
                 let message = "cannot release the memory of a machine that is not a guest";
@@ -103,16 +109,7 @@ impl Session<'_> {
                 self.connection.send(request, &Message::Thawed);
                 self.go_on();
             }
-            Message::Identify(identity) => {
-                match self.agent.identities.apply(identity.into_owned()) {
-                    Ok(()) => {
-                        self.detach();
-                        self.connection.send(request, &Message::Identified);
-                        self.go_on();
-                    }
-                    Err(failure) => self.connection.send(request, &Message::Error(failure)),
-                }
-            }
+            Message::Identify(identity) => self.identify(request, identity.into_owned()),
             Message::Spawn(_) | Message::Warm(_) | Message::Run(_) => {
                 let message = "the agent is frozen: it has to be thawed or identified first";
                 let failure = Failure::new(ErrorCode::Frozen, message);
@@ -121,6 +118,87 @@ impl Session<'_> {
             _ => return refuse(&Malformed::Unexpected { kind }),
         }
         ControlFlow::Continue(())
+    }
+
+    /// Applies an identity, and has everybody told who has to know.
+    pub(super) fn identify(&mut self, request: u32, identity: Identity) {
+        let applied = match self.identifying {
+            None => self.agent.identities.apply(identity),
+            Some(_) => {
+                let message = "another identity is being applied";
+                Err(Failure::new(ErrorCode::InvalidRequest, message))
+            }
+        };
+        if let Err(failure) = applied {
+            self.connection.send(request, &Message::Error(failure));
+            return;
+        }
+        if self.phase == Phase::Frozen {
+            self.detach();
+        } else {
+            // A guest that was never frozen.
+            self.agent.hooks.prepare();
+        }
+        self.identifying = Some(Identifying {
+            request,
+            deadline: Instant::now() + hooks::PATIENCE,
+        });
+        for program in self.agent.hooks.begin() {
+            match self.start_hook(&program) {
+                Ok(pid) => self.agent.hooks.started(pid, program),
+                Err(failure) => self.agent.hooks.refused(&program, &failure),
+            }
+        }
+        self.finish_identity();
+    }
+
+    /// Runs a program as root, of which nothing is heard but how it ends.
+    fn start_hook(&mut self, program: &Path) -> Result<i32, Failure> {
+        let spawn = Spawn {
+            argv: vec![program.as_os_str().as_bytes().to_vec()],
+            ..Spawn::default()
+        };
+        let id = self.detached_id();
+        let pid = self.spawn(id, &spawn)?;
+        i32::try_from(pid).map_err(|error| Failure::new(ErrorCode::Internal, error.to_string()))
+    }
+
+    /// Ends an identity whose hooks have all been heard of, or whose time is up.
+    pub(super) fn finish_identity(&mut self) {
+        let Some(identifying) = &self.identifying else {
+            return;
+        };
+        let request = identifying.request;
+        let result = match self.agent.hooks.result() {
+            Some(result) => result,
+            None if identifying.deadline <= Instant::now() => Err(self.agent.hooks.overdue()),
+            None => return,
+        };
+        self.identifying = None;
+        match result {
+            Ok(()) => {
+                self.connection.send(request, &Message::Identified);
+                if self.phase == Phase::Frozen {
+                    self.go_on();
+                }
+            }
+            Err(failure) => {
+                for pid in self.agent.hooks.running() {
+                    if let Some(id) = self.leaders.get(&pid)
+                        && let Some(command) = self.commands.get_mut(id)
+                    {
+                        command.kill();
+                    }
+                }
+                self.connection.send(request, &Message::Error(failure));
+            }
+        }
+    }
+
+    fn detached_id(&mut self) -> Id {
+        // Four thousand million commands are not started within one connection.
+        self.last_detached = self.last_detached.wrapping_add(1);
+        Id::Detached(self.last_detached)
     }
 
     /// Sees to everything that was let be while the agent was frozen.
@@ -151,9 +229,7 @@ impl Session<'_> {
                 self.commands.insert(id, command);
                 continue;
             };
-            // Four thousand million commands are not started within one connection.
-            self.last_detached = self.last_detached.wrapping_add(1);
-            let id = Id::Detached(self.last_detached);
+            let id = self.detached_id();
             if let Some(leader) = self.leaders.get_mut(&command.leader) {
                 *leader = id;
             }

@@ -7,6 +7,7 @@
 mod command;
 mod connection;
 mod freeze;
+mod hooks;
 mod runner;
 mod running;
 mod session;
@@ -26,6 +27,7 @@ use super::sys;
 use super::tree::{Tree, Trees};
 use crate::protocol::{MAX_DATA, Stream};
 
+pub(crate) use hooks::Hooks;
 use session::Session;
 
 /// The most trees that outlive their commands (daemons). With more, no new command is started.
@@ -54,6 +56,7 @@ pub(crate) struct Agent {
     trees: Trees,
     spawner: Spawner,
     identities: Identities,
+    hooks: Hooks,
     /// What commands have left behind and their deadlines, if they had any.
     lingering: Vec<(Tree, Option<Instant>)>,
     /// For what is read, from wherever: as much as a frame of data holds.
@@ -66,6 +69,10 @@ enum Token {
     Connection,
     Signals,
     Source,
+    /// Somebody who wants to be told of new identities wants to connect.
+    Hooks,
+    /// Somebody like that says something.
+    Hook(u32),
     /// A runner, or its newborn spare.
     Runner(u32),
     Stream(Id, Stream),
@@ -86,6 +93,8 @@ impl Token {
             Self::Connection => 0,
             Self::Signals => 1,
             Self::Source => 2,
+            Self::Hooks => 12,
+            Self::Hook(number) => u64::from(number) << 8 | 13,
             Self::Runner(number) => u64::from(number) << 8 | 3,
             Self::Stream(Id::Request(number), stream) => u64::from(number) << 8 | 4 | stream as u64,
             Self::Stream(Id::Detached(number), stream) => {
@@ -106,6 +115,8 @@ impl Token {
             1 => Self::Signals,
             2 => Self::Source,
             3 => Self::Runner(number),
+            12 => Self::Hooks,
+            13 => Self::Hook(number),
             4 | 8 => Self::Stream(id, Stream::Stdin),
             5 | 9 => Self::Stream(id, Stream::Stdout),
             _ => Self::Stream(id, Stream::Stderr),
@@ -115,7 +126,7 @@ impl Token {
 
 impl Agent {
     /// Takes the process's signals over.
-    pub(crate) fn new(trees: Trees, identities: Identities) -> io::Result<Self> {
+    pub(crate) fn new(trees: Trees, identities: Identities, hooks: Hooks) -> io::Result<Self> {
         // All are blocked: those below are read from a descriptor, the others mean nothing here.
         sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)?;
         let mut read = SigSet::empty();
@@ -132,10 +143,14 @@ impl Agent {
             trees,
             spawner: Spawner::new()?,
             identities,
+            hooks,
             lingering: Vec::new(),
             scratch: vec![0; MAX_DATA].into(),
         };
         agent.watch(&agent.signals, EpollFlags::EPOLLIN, Token::Signals)?;
+        if let Some(listener) = agent.hooks.listener() {
+            agent.watch(listener, EpollFlags::EPOLLIN, Token::Hooks)?;
+        }
         Ok(agent)
     }
 
@@ -281,6 +296,8 @@ mod tests {
             Token::Signals,
             Token::Source,
             Token::Runner(u32::MAX),
+            Token::Hooks,
+            Token::Hook(u32::MAX),
         ];
         for token in of_streams.chain(others) {
             assert_eq!(Token::unpack(token.pack()), token);

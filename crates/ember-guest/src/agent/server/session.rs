@@ -13,6 +13,7 @@ use nix::unistd::read;
 use super::command::{Command, Fed};
 use super::connection::{Connection, Read};
 use super::freeze::Phase;
+use super::hooks::Identifying;
 use super::running::Runners;
 use super::{Agent, EVENTS, End, Id, Token};
 use crate::agent::sys;
@@ -47,6 +48,8 @@ pub(super) struct Session<'a> {
     pub(super) connection: Connection,
     greeted: bool,
     pub(super) phase: Phase,
+    /// An identity whose hooks are waited for.
+    pub(super) identifying: Option<Identifying>,
     pub(super) commands: BTreeMap<Id, Command>,
     /// Commands by the process that leads them.
     pub(super) leaders: BTreeMap<i32, Id>,
@@ -69,6 +72,7 @@ impl<'a> Session<'a> {
             connection,
             greeted: false,
             phase: Phase::Running,
+            identifying: None,
             commands: BTreeMap::new(),
             leaders: BTreeMap::new(),
             ready: VecDeque::new(),
@@ -111,7 +115,8 @@ impl<'a> Session<'a> {
                 Ok(None)
             }
             Last::PowerOff => {
-                self.connection.finish(PATIENCE);
+                self.connection
+                    .finish_taken(PATIENCE, &mut self.agent.scratch);
                 Ok(Some(End::PowerOff))
             }
         }
@@ -124,7 +129,7 @@ impl<'a> Session<'a> {
         {
             return Ok(last);
         }
-        let running = self.phase == Phase::Running;
+        let running = self.is_awake();
         if running {
             self.pump();
         }
@@ -173,13 +178,19 @@ impl<'a> Session<'a> {
             return Ok(ControlFlow::Break(Last::PowerOff));
         }
         // While it is frozen nothing is seen to, so that nothing is to be said of it.
-        if self.phase == Phase::Running {
+        if self.is_awake() {
             if signals {
                 self.reap();
             }
             self.expire();
         }
         Ok(ControlFlow::Continue(()))
+    }
+
+    /// Whether anything is seen to but the host. A clone whose hooks run has only commands of which
+    /// the host does not hear.
+    fn is_awake(&self) -> bool {
+        self.phase == Phase::Running || self.identifying.is_some()
     }
 
     /// Takes note of an event. Says whether it is about signals.
@@ -196,6 +207,18 @@ impl<'a> Session<'a> {
                     flags.contains(EpollFlags::EPOLLOUT),
                     flags.intersects(gone),
                 );
+            }
+            Token::Hooks => {
+                while let Some((number, stream)) = self.agent.hooks.accept() {
+                    let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
+                    let event = EpollEvent::new(flags, Token::Hook(number).pack());
+                    // Without a watch it is never heard, and an identity says so.
+                    let _ = self.agent.epoll.add(stream, event);
+                }
+            }
+            Token::Hook(number) => {
+                self.agent.hooks.hear(number);
+                self.finish_identity();
             }
             Token::Runner(number) => self.hear_runner(number),
             Token::Stream(id, Stream::Stdin) => self.resume_input(id),
@@ -361,6 +384,9 @@ impl<'a> Session<'a> {
     pub(super) fn reap(&mut self) {
         let mut orphans = false;
         while let Some(reaped) = sys::reap() {
+            if self.identifying.is_some() {
+                self.agent.hooks.ended(&reaped);
+            }
             if !self.runners.all.is_empty() {
                 self.runner_process_ended(reaped.pid);
             }
@@ -377,6 +403,7 @@ impl<'a> Session<'a> {
             }
             self.settle(id);
         }
+        self.finish_identity();
         if orphans {
             // One of them may have been the last of something.
             self.agent.tend_lingering(Instant::now());
@@ -396,6 +423,7 @@ impl<'a> Session<'a> {
             .chain(left.map(|(_, deadline)| *deadline))
             .flatten()
             .chain(self.runners.next_deadline())
+            .chain(self.identifying.as_ref().map(|it| it.deadline))
             .min()
     }
 
@@ -420,6 +448,7 @@ impl<'a> Session<'a> {
             self.settle(id);
         }
         self.expire_runners(now);
+        self.finish_identity();
         self.tidy();
         self.agent.tend_lingering(now);
     }
@@ -491,13 +520,7 @@ impl<'a> Session<'a> {
                     since,
                 };
             }
-            Message::Identify(identity) => {
-                let answer = match self.agent.identities.apply(identity.into_owned()) {
-                    Ok(()) => Message::Identified,
-                    Err(failure) => Message::Error(failure),
-                };
-                self.connection.send(request, &answer);
-            }
+            Message::Identify(identity) => self.identify(request, identity.into_owned()),
             Message::Ping => self.connection.send(request, &Message::Pong),
             Message::PowerOff => {
                 self.connection.send(request, &Message::PoweringOff);
@@ -591,7 +614,7 @@ impl<'a> Session<'a> {
     }
 
     /// Starts a command.
-    fn spawn(&mut self, id: Id, spawn: &Spawn) -> Result<u32, Failure> {
+    pub(super) fn spawn(&mut self, id: Id, spawn: &Spawn) -> Result<u32, Failure> {
         self.check_room()?;
         // Before anything is made for a command that cannot be.
         spawn.validate()?;
