@@ -53,6 +53,7 @@ const INLINE_MAX: usize = (128 << 10) - 1;
 const FILE_MAX: u64 = 64 << 20;
 
 /// Code made ready for one guest: perhaps a file to put there, and what to run.
+#[derive(Debug, Clone)]
 pub(crate) struct Program {
     /// A file of the guest, to be written as the account's user before the command runs.
     pub(crate) file: Option<(String, Vec<u8>)>,
@@ -159,6 +160,14 @@ impl Code {
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
+    }
+
+    /// What it is, for people: its language and text, or its file.
+    pub(crate) fn summary(&self) -> String {
+        match &self.source {
+            Source::Text { language, text } => format!("{language}: {text}"),
+            Source::File { path, .. } => path.display().to_string(),
+        }
     }
 
     /// The one of `languages` that it is in.

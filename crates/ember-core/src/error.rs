@@ -36,6 +36,8 @@ pub enum ErrorKind {
     WarmUpFailed,
     /// A clone did not answer, or could not be made unique. There is no such clone.
     ForkFailed,
+    /// A template's file is damaged, is none, or was written by another version.
+    Damaged,
     /// The guest ended, or stopped answering, while something was asked of it.
     GuestDied,
     /// A pool has nothing to give in time: all its members are handed out, too many callers wait,

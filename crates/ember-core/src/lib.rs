@@ -40,7 +40,11 @@ pub use pool::{Budget, Pool, PoolBuilder, PoolStatus, PooledSandbox};
 pub use progress::{Event, Progress};
 pub use sandbox::{Process, Sandbox, SandboxBuilder};
 pub use size::ByteSize;
-pub use template::{ForkOptions, Shell, Template, TemplateBuilder};
+pub use template::{
+    ForkOptions, LoadOptions, Shell, StoredTemplate, Template, TemplateBuilder, Templates,
+};
 
 pub use ember_guest::host::{Command, ProcessControl, ProcessOutput, ProcessStdin, Stdin};
 pub use ember_guest::protocol::{Limits, Outcome, PtySize, Status};
+pub use ember_snapshot::format::{Artefact, CpuRequirements, Manifest, Parent};
+pub use ember_snapshot::memory::MemoryHash;

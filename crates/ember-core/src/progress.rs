@@ -1,10 +1,11 @@
 //! What a long operation is doing, told to whoever asked to be told.
 
+use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Something that happened while a kernel or an image was being prepared.
+/// Something that happened while a kernel, an image or a template was being prepared.
 ///
 /// Only work that takes noticeable time is reported: a run that finds everything in the cache
 /// reports nothing.
@@ -24,6 +25,12 @@ pub enum Event<'a> {
         elapsed: Duration,
         /// Whether it did what it set out to do. The operation's error says more.
         succeeded: bool,
+    },
+    /// Something came up that does not keep the operation from its end, such as a cache that cannot
+    /// be written to.
+    Noticed {
+        /// What, as a sentence.
+        message: &'a str,
     },
 }
 
@@ -45,18 +52,66 @@ impl Progress {
         step: &str,
         work: impl FnOnce() -> Result<T, E>,
     ) -> Result<T, E> {
-        let Some(listener) = &self.0 else {
-            return work();
-        };
-        listener(&Event::Started { step });
-        let begun = Instant::now();
-        let outcome = work();
-        listener(&Event::Finished {
+        let running = self.begin(step);
+        work().inspect(|_| running.end())
+    }
+
+    /// Awaits `work` as the step `step`. To drop the future is to fail.
+    pub(crate) async fn during<T, E>(
+        &self,
+        step: &str,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let running = self.begin(step);
+        work.await.inspect(|_| running.end())
+    }
+
+    /// Says, and has written to the log, what does not keep the operation from its end.
+    pub(crate) fn notice(&self, message: &str) {
+        tracing::warn!("{message}");
+        if let Some(listener) = &self.0 {
+            listener(&Event::Noticed { message });
+        }
+    }
+
+    /// Begins a step, which has failed if what is returned is dropped without its end.
+    fn begin<'a>(&'a self, step: &'a str) -> Running<'a> {
+        let listener = self.0.as_deref();
+        if let Some(listener) = listener {
+            listener(&Event::Started { step });
+        }
+        Running {
+            listener,
             step,
-            elapsed: begun.elapsed(),
-            succeeded: outcome.is_ok(),
-        });
-        outcome
+            begun: Instant::now(),
+            succeeded: Cell::new(false),
+        }
+    }
+}
+
+/// A step that has begun.
+struct Running<'a> {
+    listener: Option<&'a Listener>,
+    step: &'a str,
+    begun: Instant,
+    succeeded: Cell<bool>,
+}
+
+impl Running<'_> {
+    fn end(&self) {
+        self.succeeded.set(true);
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if let Some(listener) = self.listener {
+            listener(&Event::Finished {
+                step: self.step,
+                elapsed: self.begun.elapsed(),
+                succeeded: self.succeeded.get(),
+            });
+        }
     }
 }
 

@@ -20,6 +20,7 @@ mod thread;
 mod vcpu;
 mod vm;
 
+pub use arch::Processor;
 pub use config::{MAX_MEMORY_BYTES, MAX_VCPUS, MIN_MEMORY_BYTES, VmConfig};
 pub use exit::ExitReason;
 pub use memory::Touched;

@@ -1,5 +1,6 @@
 //! Images: the root file systems of guests.
 
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -32,6 +33,16 @@ impl Image {
     /// A squashfs, erofs or ext4 file that exists. It is only ever read.
     pub fn file(path: impl Into<PathBuf>) -> Self {
         Self(Source::File(path.into()))
+    }
+}
+
+impl fmt::Display for Image {
+    /// The pack's name, or the file's.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Source::Pack(name) => f.write_str(name),
+            Source::File(path) => path.display().fmt(f),
+        }
     }
 }
 

@@ -10,13 +10,18 @@ mod modules;
 mod pack;
 mod recipe;
 mod squashfs;
+mod stamp;
 mod tree;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use image::{Image, ReadyImage};
 pub use kernel::{Kernel, ReadyKernel};
+pub(crate) use stamp::Stamp;
+
+use ember_snapshot::store::Store;
 
 use crate::error::{Error, ErrorKind};
 use crate::progress::Progress;
@@ -97,6 +102,21 @@ impl Assets {
     /// As [`image`](Self::image).
     pub fn renew_pack(&self, name: &str) -> Result<ReadyImage, Error> {
         Ok(image::pack(self, name, true)?)
+    }
+
+    /// What tells whether `file`, open, is still what it was. See [`Stamp`].
+    pub(crate) fn stamp(&self, path: &Path, file: &File) -> std::io::Result<Stamp> {
+        Stamp::of(self.cache.root(), path, file)
+    }
+
+    /// The templates that were built before.
+    pub(crate) fn templates(&self) -> Store {
+        Store::open(self.cache.root().join("templates"))
+    }
+
+    /// Who is told about the work.
+    pub(crate) fn progress(&self) -> &Progress {
+        &self.progress
     }
 
     /// Builds the initramfs that a guest of `kernel` starts from: the agent as `/init`, and the

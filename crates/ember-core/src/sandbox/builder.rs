@@ -1,7 +1,9 @@
 //! From a description to a guest that answers.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,9 +18,10 @@ use tokio::sync::mpsc;
 
 use super::machine::{Line, Machine};
 use super::{Fixture, Sandbox, Settings};
-use crate::assets::{Assets, Image, Kernel, ReadyImage};
+use crate::assets::{Assets, Image, Kernel, ReadyImage, ReadyKernel};
 use crate::error::{Error, ErrorKind};
 use crate::size::ByteSize;
+use crate::template::{Origin, Source};
 
 /// The host's vsock port that the agent calls.
 pub(crate) const AGENT_PORT: u32 = 1024;
@@ -41,6 +44,18 @@ pub struct SandboxBuilder {
     console: Option<Console>,
     kick_signal: Option<i32>,
     is_template: bool,
+}
+
+/// Everything that a guest is made from, on disk and opened.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) assets: Assets,
+    pub(crate) kernel: ReadyKernel,
+    pub(crate) image: ReadyImage,
+    /// The image's file: from here on, another may come in its place.
+    pub(crate) disk: Arc<File>,
+    pub(crate) command_line: String,
+    pub(crate) origin: Arc<Origin>,
 }
 
 impl SandboxBuilder {
@@ -144,12 +159,18 @@ impl SandboxBuilder {
     /// [`ErrorKind::HostUnsupported`] if the host cannot run one, [`ErrorKind::BootFailed`] with
     /// the console's last lines if the guest does not come up.
     pub async fn boot(self) -> Result<Sandbox, Error> {
+        self.boot_with(None).await
+    }
+
+    /// [`boot`](Self::boot) with what may have been prepared before.
+    pub(crate) async fn boot_with(self, prepared: Option<Prepared>) -> Result<Sandbox, Error> {
         let boot_timeout = self.boot_timeout;
         let (sender, mut calls) = mpsc::channel(1);
         let line = Line::default();
         let machine_line = line.clone();
         // Preparing, building and even starting a VM all wait for the kernel at places.
-        let started = tokio::task::spawn_blocking(move || self.start(sender, machine_line)).await;
+        let started =
+            tokio::task::spawn_blocking(move || self.start(prepared, sender, machine_line)).await;
         let (machine, fixture) = match started {
             Ok(started) => started?,
             Err(error) => {
@@ -199,33 +220,92 @@ impl SandboxBuilder {
         Err(why.into_error(host.as_ref(), &machine.watcher().console_tail()))
     }
 
-    /// Prepares everything and starts the VM. Blocks.
-    fn start(
-        self,
-        calls: mpsc::Sender<std::os::unix::net::UnixStream>,
-        line: Line,
-    ) -> Result<(Machine, Fixture), Error> {
-        let assets = match self.assets {
-            Some(assets) => assets,
+    /// Prepares what the guest is made from, so that all is known of it. Blocks.
+    pub(crate) fn prepare(&self) -> Result<Prepared, Error> {
+        let assets = match &self.assets {
+            Some(assets) => assets.clone(),
             None => Assets::of_user()?,
         };
         let kernel = assets.kernel(&self.kernel)?;
         let image = assets.image(&self.image)?;
+        let unopened = |what: &str, path: &Path| {
+            let message = format!("cannot open the {what} {}", path.display());
+            move |error| Error::because(ErrorKind::Unprepared, message, error)
+        };
+        let disk = File::open(&image.file).map_err(unopened("image", &image.file))?;
+        let source = |what, name, path: &Path, file: &File| {
+            let stamp = assets.stamp(path, file).map_err(unopened(what, path))?;
+            Ok::<_, Error>(Source::file(name, path, stamp))
+        };
+        let kernel_file = File::open(&kernel.image).map_err(unopened("kernel", &kernel.image))?;
+        let origin = Origin {
+            kernel: Some(source(
+                "kernel",
+                kernel.description.clone(),
+                &kernel.image,
+                &kernel_file,
+            )?),
+            image: source("image", self.image.to_string(), &image.file, &disk)?,
+            built_from: BTreeMap::new(),
+        };
+        Ok(Prepared {
+            command_line: command_line(&image, self.console.is_some()),
+            assets,
+            kernel,
+            image,
+            disk: Arc::new(disk),
+            origin: Arc::new(origin),
+        })
+    }
+
+    /// How many processors and how much memory it has.
+    pub(crate) fn size(&self) -> (u8, ByteSize) {
+        (self.vcpus, self.memory)
+    }
+
+    /// The real-time signal that it is to use, if that was said.
+    pub(crate) fn signal(&self) -> Option<i32> {
+        self.kick_signal
+    }
+
+    /// What holds for everything that runs in it.
+    pub(crate) fn settings(&self) -> Settings {
+        Settings {
+            timeout: self.timeout,
+            output_limit: usize::try_from(self.output_limit.as_bytes()).unwrap_or(usize::MAX),
+        }
+    }
+
+    /// Prepares everything and starts the VM. Blocks.
+    fn start(
+        self,
+        prepared: Option<Prepared>,
+        calls: mpsc::Sender<std::os::unix::net::UnixStream>,
+        line: Line,
+    ) -> Result<(Machine, Fixture), Error> {
+        let Prepared {
+            assets,
+            kernel,
+            image,
+            disk,
+            command_line,
+            origin,
+        } = match prepared {
+            Some(prepared) => prepared,
+            None => self.prepare()?,
+        };
+        let settings = self.settings();
         let initramfs = assets.initramfs(&kernel)?;
         let kernel_image = KernelImage::from_path(&kernel.image).map_err(|error| {
             let message = format!("cannot use the kernel {}", kernel.image.display());
             Error::because(ErrorKind::InvalidRequest, message, error)
-        })?;
-        let disk = File::open(&image.file).map_err(|error| {
-            let message = format!("cannot open the image {}", image.file.display());
-            Error::because(ErrorKind::Unprepared, message, error)
         })?;
 
         let mut config = VmConfig::new(kernel_image);
         config.vcpus = self.vcpus;
         config.memory_bytes = self.memory.as_bytes();
         config.initramfs = Some(initramfs);
-        config.command_line = command_line(&image, self.console.is_some());
+        config.command_line = command_line;
         let for_vm = disk.try_clone().map_err(|error| {
             let message = "cannot use the image's file twice";
             Error::because(ErrorKind::HostUnsupported, message, error)
@@ -265,15 +345,12 @@ impl SandboxBuilder {
             }
         }
         machine.start()?;
-        let settings = Settings {
-            timeout: self.timeout,
-            output_limit: usize::try_from(self.output_limit.as_bytes()).unwrap_or(usize::MAX),
-        };
         let fixture = Fixture {
             image,
-            disk: Arc::new(disk),
+            disk,
             kick_signal: self.kick_signal,
             settings,
+            origin,
         };
         Ok((machine, fixture))
     }

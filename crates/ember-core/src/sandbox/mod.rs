@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use ember_guest::host::{self, Agent, Command, Stdin};
 use ember_guest::protocol::ErrorCode;
-use ember_snapshot::memory::MemoryImage;
 use ember_vmm::{Ended, Vm};
 
+pub(crate) use builder::Prepared;
 pub use builder::SandboxBuilder;
 pub use process::Process;
 
@@ -22,6 +22,7 @@ use crate::code::{Code, Program};
 use crate::error::{Error, ErrorKind};
 use crate::language::Language;
 use crate::output::Output;
+use crate::template::{Memory, Origin};
 use machine::{Machine, Watcher};
 
 /// A running guest.
@@ -39,7 +40,7 @@ pub struct Sandbox {
     guest: Arc<Guest>,
     programs: AtomicU64,
     /// What its memory was when it was made, if it is a clone.
-    base: Option<Arc<MemoryImage>>,
+    base: Option<Arc<Memory>>,
 }
 
 /// What a sandbox has in common with its clones.
@@ -50,6 +51,8 @@ pub(crate) struct Fixture {
     pub(crate) disk: Arc<File>,
     pub(crate) kick_signal: Option<i32>,
     pub(crate) settings: Settings,
+    /// What the guest was made from.
+    pub(crate) origin: Arc<Origin>,
 }
 
 /// What holds for everything that runs in a sandbox.
@@ -77,7 +80,7 @@ impl Sandbox {
         machine: Machine,
         agent: Agent,
         fixture: Fixture,
-        base: Option<Arc<MemoryImage>>,
+        base: Option<Arc<Memory>>,
     ) -> Self {
         let watcher = machine.watcher().clone();
         Self {
@@ -248,17 +251,30 @@ impl Sandbox {
         let prepared = tokio::task::spawn_blocking(move || {
             code.prepare(&image.languages, &image.account, unique)
         });
-        let Program {
-            file,
-            command,
-            input,
-        } = match prepared.await {
+        let program = match prepared.await {
             Ok(program) => program?,
             Err(error) => {
                 let message = "reading a program ended unexpectedly";
                 return Err(Error::because(ErrorKind::Internal, message, error));
             }
         };
+        self.launch(program).await
+    }
+
+    /// Runs a program that was made ready for a guest of this image.
+    pub(crate) async fn run_program(&self, program: Program) -> Result<Output, Error> {
+        let (process, input) = self.launch(program).await?;
+        process
+            .output_of(input, self.fixture.settings.output_limit)
+            .await
+    }
+
+    async fn launch(&self, program: Program) -> Result<(Process, Vec<u8>), Error> {
+        let Program {
+            file,
+            command,
+            input,
+        } = program;
         if let Some((path, contents)) = file {
             self.write(&path, contents).await?;
         }
@@ -290,7 +306,7 @@ pub(crate) struct Parts<'a> {
     pub(crate) vm: Arc<Vm>,
     pub(crate) agent: &'a Agent,
     pub(crate) fixture: &'a Fixture,
-    pub(crate) base: Option<&'a Arc<MemoryImage>>,
+    pub(crate) base: Option<&'a Arc<Memory>>,
 }
 
 /// How long the guest may take to store a program.

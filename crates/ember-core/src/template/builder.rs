@@ -1,17 +1,18 @@
 //! From a description to a template.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ember_guest::host::Command;
 use ember_guest::protocol::FreezeOptions;
 
-use super::{Template, capture};
+use super::{Inner, Origin, Template, cache, capture};
 use crate::assets::{Assets, Image, Kernel};
-use crate::code::Code;
+use crate::code::{Code, Program};
 use crate::error::{Error, ErrorKind};
 use crate::output::Output;
-use crate::sandbox::{Sandbox, SandboxBuilder};
+use crate::sandbox::{Fixture, Prepared, Sandbox, SandboxBuilder};
 use crate::size::ByteSize;
 
 /// What a template is to be.
@@ -19,11 +20,12 @@ pub struct TemplateBuilder {
     sandbox: SandboxBuilder,
     steps: Vec<Step>,
     shells: usize,
+    cached: bool,
 }
 
 /// Something that is done in the guest before it is saved.
 #[derive(Debug, Clone)]
-enum Step {
+pub(super) enum Step {
     Run(Code),
     Exec(Command),
 }
@@ -34,6 +36,7 @@ impl TemplateBuilder {
             sandbox: Sandbox::builder(image).for_template(),
             steps: Vec::new(),
             shells: 0,
+            cached: true,
         }
     }
 
@@ -108,26 +111,171 @@ impl TemplateBuilder {
         self
     }
 
-    /// Boots the guest, warms it up and saves it.
+    /// Whether the template is looked for in the cache, and kept there: it is if not said.
+    ///
+    /// It is found by everything that goes into it: the image, the kernel and its command line, the
+    /// number of processors and the size of the memory, each step with all that it is given, the
+    /// agent, and this host's kind of processor. What a step fetches from elsewhere is not known
+    /// beforehand: a template that should fetch it anew has to be [removed](super::Templates), or
+    /// not be cached.
+    #[must_use]
+    pub fn cached(mut self, cached: bool) -> Self {
+        self.cached = cached;
+        self
+    }
+
+    /// Takes the template from the cache, or else boots the guest, warms it up and saves it.
+    ///
+    /// Several who want the same template, in this process or others, build it once. A cache that
+    /// cannot be written to costs only that the next one has to build it again; the [`Assets`]'
+    /// progress is told.
+    ///
+    /// It has to be called on a tokio runtime with time and I/O. Dropping the future ends the
+    /// guest.
     ///
     /// # Errors
     /// As for [`SandboxBuilder::boot`]; [`ErrorKind::WarmUpFailed`] with what it wrote if a step
     /// does not succeed.
     pub async fn build(self) -> Result<Template, Error> {
-        let sandbox = self.sandbox.boot().await?;
-        for (index, step) in self.steps.into_iter().enumerate() {
-            let output = match step {
-                Step::Run(code) => sandbox.run(code).await,
-                Step::Exec(command) => sandbox.exec(command).await,
+        let Self {
+            sandbox,
+            steps,
+            shells,
+            cached,
+        } = self;
+        let plan = blocking("preparing a template", move || Plan::new(sandbox, steps)).await?;
+        let inner = if cached {
+            cache::find_or_build(plan).await?
+        } else {
+            plan.build().await?
+        };
+        Ok(Template::new(inner, shells))
+    }
+}
+
+/// A template that is known to the last detail, and is still to be made.
+pub(super) struct Plan {
+    pub(super) sandbox: SandboxBuilder,
+    pub(super) prepared: Prepared,
+    /// The steps of the warm-up, with all that they are given.
+    pub(super) programs: Vec<Program>,
+    /// What the steps are, for people.
+    summaries: Vec<String>,
+}
+
+impl Plan {
+    /// Blocks.
+    fn new(sandbox: SandboxBuilder, steps: Vec<Step>) -> Result<Self, Error> {
+        let prepared = sandbox.prepare()?;
+        Self::with(sandbox, prepared, steps)
+    }
+
+    /// Blocks while it reads programs.
+    pub(super) fn with(
+        sandbox: SandboxBuilder,
+        prepared: Prepared,
+        steps: Vec<Step>,
+    ) -> Result<Self, Error> {
+        let image = &prepared.image;
+        let timeout = sandbox.settings().timeout;
+        let summaries = steps.iter().map(Step::summary).collect();
+        let programs = (0..).zip(steps).map(|(number, step)| {
+            let mut program = match step {
+                Step::Run(code) => code.prepare(&image.languages, &image.account, number)?,
+                Step::Exec(command) => Program {
+                    file: None,
+                    command,
+                    input: Vec::new(),
+                },
             };
-            succeeded(index, &output?)?;
+            if let (None, Some(timeout)) = (program.command.time_limit(), timeout) {
+                program.command = program.command.timeout(timeout);
+            }
+            Ok(program)
+        });
+        let programs = programs.collect::<Result<_, Error>>()?;
+        Ok(Self {
+            sandbox,
+            prepared,
+            programs,
+            summaries,
+        })
+    }
+
+    /// What its clones have in common, if it need not be booted.
+    pub(super) fn fixture(&self, origin: Origin) -> Fixture {
+        Fixture {
+            image: self.prepared.image.clone(),
+            disk: Arc::clone(&self.prepared.disk),
+            kick_signal: self.sandbox.signal(),
+            settings: self.sandbox.settings(),
+            origin: Arc::new(origin),
+        }
+    }
+
+    /// What it is made from besides kernel and image, for people.
+    fn built_from(&self) -> impl Iterator<Item = (String, String)> {
+        let step = |number| format!("warm-up {number}");
+        let summaries = self.summaries.iter().cloned();
+        (1..).map(step).zip(summaries)
+    }
+
+    /// Boots the guest, warms it up and takes its state.
+    pub(super) async fn build(self) -> Result<Inner, Error> {
+        let progress = self.prepared.assets.progress().clone();
+        let mut origin = Origin::clone(&self.prepared.origin);
+        origin.built_from.extend(self.built_from());
+        let boot = self.sandbox.boot_with(Some(self.prepared));
+        let sandbox = progress.during("boot the template's guest", boot).await?;
+        let count = self.programs.len();
+        for (index, program) in self.programs.into_iter().enumerate() {
+            let run = async { succeeded(index, &sandbox.run_program(program).await?) };
+            let step = format!("warm up ({} of {count})", index + 1);
+            progress.during(&step, run).await?;
         }
         let options = FreezeOptions {
             release_memory: true,
         };
-        let inner = capture(&sandbox, options).await?;
+        let mut inner = progress
+            .during("take the guest's state", capture(&sandbox, options))
+            .await?;
+        inner.fixture.origin = Arc::new(origin);
         sandbox.close().await;
-        Ok(Template::new(inner, self.shells))
+        Ok(inner)
+    }
+}
+
+impl Step {
+    /// What it is, in a line or two.
+    fn summary(&self) -> String {
+        const SHOWN: usize = 200;
+        let text = match self {
+            Self::Run(code) => code.summary(),
+            Self::Exec(command) => {
+                let words = command
+                    .argv()
+                    .map(|word| word.to_string_lossy().into_owned());
+                words.collect::<Vec<_>>().join(" ")
+            }
+        };
+        match text.char_indices().nth(SHOWN) {
+            Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
+            None => text,
+        }
+    }
+}
+
+/// Does something that waits for the operating system on a thread that may.
+pub(super) async fn blocking<T: Send + 'static>(
+    what: &str,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => {
+            let message = format!("{what} ended unexpectedly");
+            Err(Error::because(ErrorKind::Internal, message, error))
+        }
     }
 }
 
@@ -157,6 +305,7 @@ impl fmt::Debug for TemplateBuilder {
             .field("sandbox", &self.sandbox)
             .field("steps", &self.steps)
             .field("shells", &self.shells)
+            .field("cached", &self.cached)
             .finish()
     }
 }

@@ -7,7 +7,7 @@ use ember_guest::protocol::FreezeOptions;
 use ember_snapshot::memory::{MemoryBuilder, MemoryImage};
 use ember_vmm::{Checkpoint, RestoreError, Vm};
 
-use super::Inner;
+use super::{Inner, Memory};
 use crate::error::{Error, ErrorKind};
 use crate::sandbox::Sandbox;
 
@@ -19,7 +19,9 @@ pub(crate) async fn capture(sandbox: &Sandbox, options: FreezeOptions) -> Result
     }
     let vm = Arc::clone(&parts.vm);
     let base = parts.base.cloned();
-    let taken = tokio::task::spawn_blocking(move || take(&vm, base.as_deref())).await;
+    let parent = base.clone();
+    let taken =
+        tokio::task::spawn_blocking(move || take(&vm, base.as_deref().map(Memory::image))).await;
     // Also when it failed: the guest is its owner's.
     if let Err(error) = parts.agent.thaw().await {
         return Err(sandbox.explain(error).await);
@@ -33,9 +35,10 @@ pub(crate) async fn capture(sandbox: &Sandbox, options: FreezeOptions) -> Result
     };
     Ok(Inner {
         checkpoint,
-        memory: Arc::new(memory),
+        memory: Arc::new(Memory::new(memory, parent.as_ref())),
         fixture: parts.fixture.clone(),
         hello: parts.agent.hello().clone(),
+        working_set: None,
     })
 }
 

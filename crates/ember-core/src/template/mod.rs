@@ -1,23 +1,35 @@
 //! Templates: guests that were booted and warmed once, and are cloned from then on.
 
 mod builder;
+mod cache;
 mod capture;
+mod file;
+mod guest;
+mod key;
+mod load;
+mod memory;
 mod options;
+mod origin;
 mod shell;
 mod stock;
+mod stored;
 
 use std::fmt;
 use std::sync::Arc;
 
 use ember_guest::protocol::{FreezeOptions, Hello};
-use ember_snapshot::memory::MemoryImage;
+use ember_snapshot::WorkingSet;
 use ember_vmm::Checkpoint;
 
 pub use builder::TemplateBuilder;
 pub(crate) use capture::capture;
+pub use load::LoadOptions;
+pub(crate) use memory::Memory;
 pub use options::ForkOptions;
+pub(crate) use origin::{Origin, Source};
 pub use shell::Shell;
 use stock::Stock;
+pub use stored::{StoredTemplate, Templates};
 
 use crate::assets::Image;
 use crate::error::{Error, ErrorKind};
@@ -73,10 +85,12 @@ pub struct Template {
 /// What all clones are made from.
 pub(crate) struct Inner {
     pub(crate) checkpoint: Checkpoint,
-    pub(crate) memory: Arc<MemoryImage>,
+    pub(crate) memory: Arc<Memory>,
     pub(crate) fixture: Fixture,
     /// What the guest's agent said when it came up. Its connection lives on in every clone.
     pub(crate) hello: Hello,
+    /// The pages that clones need first, if they were recorded.
+    pub(crate) working_set: Option<WorkingSet>,
 }
 
 impl Template {
@@ -161,7 +175,7 @@ impl Template {
 
     /// How much memory its clones share, in bytes. A clone adds what it changes.
     pub fn shared_bytes(&self) -> u64 {
-        self.inner.memory.allocated_bytes().unwrap_or(0)
+        self.inner.memory.image().allocated_bytes().unwrap_or(0)
     }
 
     /// Has this many shells kept ready from now on. See [`TemplateBuilder::shells`].

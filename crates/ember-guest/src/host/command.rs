@@ -1,10 +1,11 @@
 //! What to run in the guest.
 
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
+use std::borrow::Cow;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::time::Duration;
 
-use crate::protocol::{Limits, PtySize, Spawn};
+use crate::protocol::{EncodeError, Limits, Message, PtySize, Spawn};
 
 /// Where a command's standard input comes from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -127,6 +128,24 @@ impl Command {
     /// How long the command may take, if that was said.
     pub fn time_limit(&self) -> Option<Duration> {
         self.spawn.timeout
+    }
+
+    /// The program and its arguments.
+    pub fn argv(&self) -> impl Iterator<Item = &OsStr> {
+        self.spawn
+            .argv
+            .iter()
+            .map(|argument| OsStr::from_bytes(argument))
+    }
+
+    /// Everything about it as bytes: the same for the same command, and others for another.
+    ///
+    /// # Errors
+    /// If it is none that could be started: too long, or with a zero byte in a string.
+    pub fn encoded(&self) -> Result<Vec<u8>, EncodeError> {
+        let mut bytes = Vec::new();
+        Message::Spawn(Cow::Borrowed(&self.spawn)).encode(0, &mut bytes)?;
+        Ok(bytes)
     }
 
     pub(super) fn into_spawn(self) -> Spawn {

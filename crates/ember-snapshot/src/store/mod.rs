@@ -8,6 +8,7 @@
 //!
 //! An entry can be removed while it is used: who has opened its files keeps them.
 
+mod claim;
 mod lock;
 mod tree;
 
@@ -16,6 +17,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+pub use claim::Claim;
 pub use lock::Lock;
 
 /// The prefix of a directory that is still being built.
@@ -130,28 +132,26 @@ impl Store {
         if let Some(path) = self.get(key)? {
             return Ok(path);
         }
-        let lock_path = self.lock_path(key)?;
-        let _lock = Lock::acquire(&lock_path)?;
+        let claim = self.claim(key)?;
         // Another process may have finished it while this one waited.
-        if let Some(path) = self.get(key)? {
+        if let Some(path) = claim.found()? {
             return Ok(path);
         }
-        self.sweep(key)?;
+        let building = claim.begin()?;
+        build(&building).map_err(BuildError::Build)?;
+        Ok(claim.finish()?)
+    }
 
-        let finished = self.directory.join(key);
-        let building = self.directory.join(format!("{BUILDING}{key}"));
-        tree::remove(&building)?;
-        fs::create_dir(&building).map_err(StoreError::io("create", &building))?;
-        if let Err(error) = build(&building) {
-            // What the build ran into matters more than what the clean-up does.
-            let _ = tree::remove(&building);
-            return Err(BuildError::Build(error));
-        }
-        // A rename can reach the disk before the contents of what it renames do.
-        tree::sync(&building)?;
-        fs::rename(&building, &finished).map_err(StoreError::io("complete", &finished))?;
-        tree::sync_directory(&self.directory)?;
-        Ok(finished)
+    /// Waits for and takes the lock of the entry `key`, to build it step by step.
+    pub fn claim(&self, key: &str) -> Result<Claim, StoreError> {
+        let lock = Lock::acquire(&self.lock_path(key)?)?;
+        Ok(Claim::new(self, key, lock))
+    }
+
+    /// Takes the lock of the entry `key` if nobody has it.
+    pub fn try_claim(&self, key: &str) -> Result<Option<Claim>, StoreError> {
+        let lock = Lock::try_acquire(&self.lock_path(key)?)?;
+        Ok(lock.map(|lock| Claim::new(self, key, lock)))
     }
 
     /// Removes the entry `key`. Says whether it was there.
@@ -163,6 +163,11 @@ impl Store {
         }
         let lock_path = self.lock_path(key)?;
         let _lock = Lock::acquire(&lock_path)?;
+        self.discard(key)
+    }
+
+    /// [`remove`](Self::remove) for who holds the lock of `key`.
+    fn discard(&self, key: &str) -> Result<bool, StoreError> {
         let removing = self.directory.join(format!("{REMOVING}{key}"));
         tree::remove(&removing)?;
         let entry = self.directory.join(key);

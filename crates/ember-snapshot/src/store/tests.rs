@@ -107,6 +107,34 @@ fn what_an_interrupted_build_left_is_removed_and_what_goes_on_is_not() {
 }
 
 #[test]
+fn an_entry_is_claimed_by_one_and_replaced_when_the_new_one_is_complete() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path());
+    build(&store, "key", "old");
+    let old = File::open(store.directory().join("key/file")).unwrap();
+
+    // Given up: the entry is what it was.
+    let claim = store.claim("key").unwrap();
+    assert!(store.try_claim("key").unwrap().is_none());
+    assert!(store.try_claim("other").unwrap().is_some());
+    fs::write(claim.begin().unwrap().join("file"), "half").unwrap();
+    drop(claim);
+    let content = || fs::read_to_string(store.directory().join("key/file")).unwrap();
+    assert_eq!(content(), "old");
+    assert_eq!(hidden(&store), [] as [&str; 0]);
+
+    let claim = store.try_claim("key").unwrap().unwrap();
+    assert!(claim.found().unwrap().is_some());
+    fs::write(claim.begin().unwrap().join("file"), "new").unwrap();
+    assert_eq!(content(), "old");
+    claim.finish().unwrap();
+    assert_eq!(content(), "new");
+    assert_eq!(io::read_to_string(&old).unwrap(), "old");
+    assert_eq!(hidden(&store), [] as [&str; 0]);
+    assert!(store.try_claim("key").unwrap().is_some());
+}
+
+#[test]
 fn entries_are_listed_and_removed() {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open(directory.path().join("later"));

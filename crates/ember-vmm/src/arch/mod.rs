@@ -7,5 +7,8 @@ mod x86_64;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86_64::*;
 
+#[cfg(target_arch = "x86_64")]
+pub use x86_64::Processor;
+
 #[cfg(not(target_arch = "x86_64"))]
 compile_error!("Ember runs on x86_64 only so far");

@@ -4,6 +4,7 @@ pub(crate) mod acpi;
 mod boot;
 mod cpuid;
 pub(crate) mod layout;
+mod processor;
 mod registers;
 pub(crate) mod state;
 
@@ -11,6 +12,7 @@ use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 pub(crate) use boot::write_boot_structures;
+pub use processor::Processor;
 pub(crate) use registers::{BootRegisters, read_registers};
 use registers::{set_boot_msrs, set_boot_registers, set_interrupt_pins};
 

@@ -1,0 +1,80 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn guest() -> Guest {
+    Guest {
+        agent: Agent {
+            min_version: 1,
+            version: 1,
+            features: 7,
+            software: "ember".to_owned(),
+        },
+        image: b"/a".to_vec(),
+        languages: vec![Language {
+            name: "python".to_owned(),
+            extensions: vec!["py".to_owned()],
+            interpreter: vec!["python3".to_owned()],
+            inline: "-c".to_owned(),
+            runner: vec!["warm".to_owned()],
+        }],
+        account: Account {
+            user: "user".to_owned(),
+            home: "/home/user".to_owned(),
+        },
+        timeout: Some(Duration::from_millis(1500)),
+        output_limit: 1 << 20,
+    }
+}
+
+/// Templates on disk have this: do not just update it, but raise `VERSION`.
+const GOLDEN: &[u8] = b"\x01\0\
+    \x01\x01\x07\x05ember\
+    \x02/a\
+    \x01\x06python\x01\x02py\x01\x07python3\x02-c\x01\x04warm\
+    \x04user\x0a/home/user\
+    \x01\x01\x80\xca\xb5\xee\x01\
+    \x80\x80\x40";
+
+#[test]
+fn the_section_is_written_as_it_always_was() {
+    assert_eq!(guest().encode().unwrap(), GOLDEN);
+    assert_eq!(Guest::decode(GOLDEN).unwrap(), guest());
+}
+
+#[test]
+fn what_is_no_section_is_refused() {
+    for length in 0..GOLDEN.len() {
+        Guest::decode(&GOLDEN[..length]).unwrap_err();
+    }
+    let longer = [GOLDEN, b"\0"].concat();
+    assert!(matches!(
+        Guest::decode(&longer),
+        Err(GuestError::Damaged(None))
+    ));
+    let other = [b"\x02\0", &GOLDEN[2..]].concat();
+    assert!(matches!(
+        Guest::decode(&other),
+        Err(GuestError::Version { found: 2 })
+    ));
+    assert!(matches!(
+        Guest::decode(&vec![1; LIMIT + 1]),
+        Err(GuestError::TooLarge(_))
+    ));
+
+    // An agent that speaks only what this host does not.
+    let mut guest = guest();
+    (guest.agent.min_version, guest.agent.version) = (u16::MAX - 1, u16::MAX);
+    let error = Guest::decode(&guest.encode().unwrap()).unwrap_err();
+    assert!(matches!(error, GuestError::Agent(_)), "{error}");
+    guest.agent.software = "x".repeat(LIMIT);
+    assert!(matches!(guest.encode(), Err(GuestError::TooLarge(_))));
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+        let bytes = [&VERSION.to_le_bytes(), bytes.as_slice()].concat();
+        let _ = Guest::decode(&bytes);
+    }
+}

@@ -1,0 +1,158 @@
+//! Templates in files of the user's own.
+
+use std::path::{Path, PathBuf};
+
+use ember_snapshot::memory::MemoryHash;
+
+use super::builder::blocking;
+use super::file::{self, Form, read_error};
+use super::{Inner, Template};
+use crate::error::{Error, ErrorKind};
+
+/// How a template is loaded from a file.
+#[derive(Debug, Clone, Default)]
+pub struct LoadOptions {
+    pub(super) image: Option<PathBuf>,
+    pub(super) kick_signal: Option<i32>,
+    shells: usize,
+}
+
+impl LoadOptions {
+    /// As it was when it was saved.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Where the image is that the template was made from, if it has been moved. The content has to
+    /// be the same.
+    #[must_use]
+    pub fn image(mut self, path: impl Into<PathBuf>) -> Self {
+        self.image = Some(path.into());
+        self
+    }
+
+    /// See [`SandboxBuilder::kick_signal`](crate::SandboxBuilder::kick_signal).
+    #[must_use]
+    pub fn kick_signal(mut self, number: i32) -> Self {
+        self.kick_signal = Some(number);
+        self
+    }
+
+    /// See [`TemplateBuilder::shells`](crate::TemplateBuilder::shells).
+    #[must_use]
+    pub fn shells(mut self, count: usize) -> Self {
+        self.shells = count;
+        self
+    }
+}
+
+impl Template {
+    /// Saves the template as the file `path`, which is then complete and on disk, or not there.
+    ///
+    /// A template of a clone ([`Sandbox::snapshot`](crate::Sandbox::snapshot)) whose own template is
+    /// in a file, be it in the cache, is saved as what is different, and needs that file from then
+    /// on: [`compact`](Self::compact) makes it one that needs no other, and
+    /// [`save_whole`](Self::save_whole) saves it as one.
+    ///
+    /// The file holds the guest's memory, with all secrets that were in it, and only its owner may
+    /// read it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Exhausted`] if the disk is full, [`ErrorKind::InvalidRequest`] if there can be
+    /// no such file, [`ErrorKind::Unprepared`] if it cannot be written for another reason.
+    pub async fn save(&self, path: impl AsRef<Path>) -> Result<(), Error> {
+        self.write(path.as_ref(), Form::Diff).await
+    }
+
+    /// [Saves](Self::save) the template as a file that needs no other but the image.
+    ///
+    /// # Errors
+    /// As for [`save`](Self::save).
+    pub async fn save_whole(&self, path: impl AsRef<Path>) -> Result<(), Error> {
+        self.write(path.as_ref(), Form::Whole).await
+    }
+
+    async fn write(&self, path: &Path, form: Form) -> Result<(), Error> {
+        let path = path.to_owned();
+        self.examine("saving a template", move |inner| {
+            file::write(inner, &path, form)
+        })
+        .await
+    }
+
+    /// Loads the template from the file `path`. The file is not needed any more when this returns:
+    /// it can be changed or removed without harm to the template and its clones.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`] if the file, or one that it depends on, is no template or not what was
+    /// written; [`ErrorKind::Unprepared`] if it cannot be read, or its image is not there;
+    /// [`ErrorKind::HostUnsupported`] if this host cannot run it, with what it lacks.
+    pub async fn load(path: impl AsRef<Path>) -> Result<Self, Error> {
+        Self::load_with(path, LoadOptions::default()).await
+    }
+
+    /// Loads the template from the file `path` as `options` say.
+    ///
+    /// # Errors
+    /// As for [`load`](Self::load), and [`ErrorKind::InvalidRequest`] for an image that is another.
+    pub async fn load_with(path: impl AsRef<Path>, options: LoadOptions) -> Result<Self, Error> {
+        let path = path.as_ref().to_owned();
+        let shells = options.shells;
+        let inner = blocking("loading a template", move || {
+            let loaded = file::read(&path).map_err(|error| read_error(&path, error))?;
+            loaded.into_described(&options)
+        })
+        .await?;
+        Ok(Self::new(inner, shells))
+    }
+
+    /// Makes the saved template `path` one that needs no other, if it is not. Those that are based
+    /// on it go on to be.
+    ///
+    /// # Errors
+    /// As for [`load`](Self::load) and [`save`](Self::save). The file is then what it was.
+    pub async fn compact(path: impl AsRef<Path>) -> Result<(), Error> {
+        let path = path.as_ref().to_owned();
+        blocking("compacting a template", move || file::compact(&path)).await
+    }
+
+    /// The digest of its memory, which is the same for as long as the template exists, and once it
+    /// is loaded from a file. Computed when it is first asked for.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Exhausted`] if the host cannot read it.
+    pub async fn digest(&self) -> Result<MemoryHash, Error> {
+        self.examine("hashing a template", |inner| {
+            inner.memory.image().hash().map_err(file::memory_error)
+        })
+        .await
+    }
+
+    /// Reads all of its memory and holds it against its [digest](Self::digest).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`] if it is not what it was.
+    pub async fn verify(&self) -> Result<(), Error> {
+        self.examine("checking a template", |inner| {
+            let image = inner.memory.image();
+            let expected = image.hash().map_err(file::memory_error)?;
+            let found = image.compute_hash().map_err(file::memory_error)?;
+            if found == expected {
+                return Ok(());
+            }
+            let message = format!("the template's memory is {found} and should be {expected}");
+            Err(Error::new(ErrorKind::Damaged, message))
+        })
+        .await
+    }
+
+    /// Does something with it that takes its time.
+    async fn examine<T: Send + 'static>(
+        &self,
+        what: &str,
+        work: impl FnOnce(&Inner) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let inner = std::sync::Arc::clone(&self.inner);
+        blocking(what, move || work(&inner)).await
+    }
+}
