@@ -283,6 +283,7 @@ impl fmt::Debug for Budget {
         f.debug_struct("Budget")
             .field("limit", &self.limit())
             .field("used", &self.used())
+            .field("pools", &self.lock().tenants.len())
             .finish()
     }
 }

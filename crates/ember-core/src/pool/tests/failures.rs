@@ -48,6 +48,9 @@ async fn nobody_is_told_while_another_attempt_is_under_way() {
     let (first, second) = tokio::join!(pool.acquire(None), pool.acquire(None));
     assert_eq!(*first.unwrap(), 1);
     assert_eq!(*second.unwrap(), 2);
+    // The first one of those has ended the failures: the next was begun at once.
+    let attempts = numbers.lock().attempts.clone();
+    assert!(attempts[2] - attempts[0] < MAKING * 2, "{attempts:?}");
 }
 
 #[tokio::test(start_paused = true)]

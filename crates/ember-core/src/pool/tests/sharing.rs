@@ -192,4 +192,9 @@ async fn failures_hold_no_memory() {
     failing.drain(None).await;
     pool.drain(None).await;
     assert_eq!(used(&budget), 0);
+    // Nor do pools that are gone.
+    assert!(format!("{budget:?}").contains("pools: 2"), "{budget:?}");
+    drop((failing, pool));
+    settle().await;
+    assert!(format!("{budget:?}").contains("pools: 0"), "{budget:?}");
 }
