@@ -10,6 +10,9 @@ extern crate self as ember_snapshot;
 
 mod digest;
 pub mod format;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod memory;
 pub mod pager;
 mod pages;

@@ -13,6 +13,8 @@ mod chain;
 pub mod container;
 mod manifest;
 mod reader;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod repair;
 mod sections;
 mod vm_state;
 mod writer;

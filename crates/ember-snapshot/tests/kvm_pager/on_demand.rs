@@ -80,24 +80,24 @@ fn the_kernel_gets_pages_too() {
 
 #[test]
 fn many_threads_get_what_they_touch() {
-    let memory = Mapping::anonymous(4000);
+    let memory = Mapping::anonymous(1200);
     let options = PagerOptions {
         window_pages: 4,
         ..Default::default()
     };
-    let (pager, _failures) = start_with(&memory, bytes(4000), options);
+    let (pager, _failures) = start_with(&memory, bytes(1200), options);
     std::thread::scope(|scope| {
-        for start in 0..8_usize {
+        for start in 0..4_usize {
             let memory = &memory;
             scope.spawn(move || {
-                for step in 0..4000 {
-                    let page = (start * 499 + step * 7) % 4000;
+                for step in 0..1200 {
+                    let page = (start * 499 + step * 7) % 1200;
                     assert_eq!(memory.get(page, step % 512), content(page, step % 512));
                 }
             });
         }
     });
-    assert_eq!(pager.filled(), set(&[(0, 4000)]));
+    assert_eq!(pager.filled(), set(&[(0, 1200)]));
 }
 
 #[test]
@@ -130,12 +130,12 @@ fn what_was_given_back_is_zero() {
 
 #[test]
 fn giving_back_while_others_touch_hangs_nobody() {
-    let memory = Mapping::anonymous(2000);
-    let (_pager, failures) = start(&memory, bytes(2000));
+    let memory = Mapping::anonymous(800);
+    let (_pager, failures) = start(&memory, bytes(800));
     let given_back = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            for page in (0..1000).step_by(2) {
+            for page in (0..400).step_by(2) {
                 memory.discard(page, 1);
             }
             given_back.store(true, Ordering::Release);
@@ -143,18 +143,18 @@ fn giving_back_while_others_touch_hangs_nobody() {
         for start in 0..4_usize {
             let memory = &memory;
             scope.spawn(move || {
-                for step in 0..2000 {
-                    let page = (start * 531 + step * 3) % 2000;
+                for step in 0..800 {
+                    let page = (start * 531 + step * 3) % 800;
                     let value = memory.get(page, 2);
-                    let zero = value == 0 && page < 1000 && page % 2 == 0;
+                    let zero = value == 0 && page < 400 && page % 2 == 0;
                     assert!(zero || value == content(page, 2), "page {page}: {value:x}");
                 }
             });
         }
     });
     assert!(given_back.load(Ordering::Acquire));
-    for page in 0..2000 {
-        let expected = if page < 1000 && page % 2 == 0 {
+    for page in 0..800 {
+        let expected = if page < 400 && page % 2 == 0 {
             0
         } else {
             content(page, 2)

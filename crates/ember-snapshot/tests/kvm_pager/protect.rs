@@ -43,7 +43,7 @@ fn word(image: &MemoryImage, page: usize, word: usize) -> u64 {
 }
 
 /// How many pages the memory has that is copied while it is written to.
-const PAGES: usize = 3000;
+const PAGES: usize = 1500;
 
 #[test]
 fn the_copy_is_of_the_moment_it_began_whatever_is_written_meanwhile() {
