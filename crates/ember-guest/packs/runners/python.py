@@ -14,10 +14,11 @@ and a payload. With the flag 1 the payload is not behind the header but in a fil
     runner -> agent    4 SPARE    here it is: its socket comes along
     spare  -> agent    5 WAITING  sent with the process's credentials
     agent  -> spare    6 RUN      stdin, stdout and stderr come along, then perhaps the file;
-                                  u8 options (1: they are a terminal), directory, code, u32 count,
-                                  arguments, u32 count, variables as NAME=value. Each string has
-                                  its length before it (u32). The first argument is the path of the
-                                  program, or `-c` if it is the code.
+                                  u8 options (1: they are a terminal), then directory, code,
+                                  arguments, and variables as NAME=value, each with its length
+                                  (u32) before it. Every argument and variable ends in a zero byte.
+                                  The first argument is the path of the program, or `-c` if it is
+                                  the code.
 
 A spare's parent is the agent: it is forked by a child of the runner that ends at once. It leads a
 session of its own, in which it may be signalled. A spare that was forked before the guest was cloned
@@ -31,6 +32,7 @@ import builtins
 import ctypes
 import fcntl
 import gc
+import io
 import os
 import signal
 import struct
@@ -44,6 +46,7 @@ SETUP, READY, FORK, SPARE, WAITING, RUN = range(1, 7)
 IN_FILE = 1
 TERMINAL = 1
 HEADER = struct.Struct("<BBHI")
+LENGTH = struct.Struct("<I")
 # Descriptors that may come with a message.
 MAX_FDS = 4
 # More is sent in a file.
@@ -91,25 +94,13 @@ def receive(sock):
     return kind, data[HEADER.size :], fds
 
 
-class Reader:
-    """Fields of a payload, from the front."""
-
-    def __init__(self, data):
-        self.data = data
-        self.place = 0
-
-    def number(self):
-        (value,) = struct.unpack_from("<I", self.data, self.place)
-        self.place += 4
-        return value
-
-    def string(self):
-        length = self.number()
-        self.place += length
-        return self.data[self.place - length : self.place]
-
-    def strings(self):
-        return [self.string() for _ in range(self.number())]
+def fields(payload):
+    """The parts of a payload behind its options."""
+    place = 1
+    while place < len(payload):
+        (length,) = LENGTH.unpack_from(payload, place)
+        place += LENGTH.size + length
+        yield payload[place - length : place]
 
 
 def on_reseed(function):
@@ -118,7 +109,7 @@ def on_reseed(function):
     return function
 
 
-def reseed():
+def reseed(hooks):
     """Makes everything that is random different from what it is in any other process."""
     loaded = sys.modules.get
     if random := loaded("random"):
@@ -139,7 +130,7 @@ def reseed():
         # OpenSSL reseeds itself in a process whose number it does not know; this is for one that
         # it has met in the machine that was cloned.
         ssl.RAND_add(os.urandom(32), 32.0)
-    for hook in reseed_hooks:
+    for hook in hooks:
         hook()
 
 
@@ -258,6 +249,27 @@ def setup(code):
     return None if error is None else ended(error)
 
 
+def rehearse():
+    """Does for nobody what every program will do, so that the pages that it writes are this
+    process's own before it waits, and each clone of the guest has them."""
+    stdout = sys.stdout
+    sys.stdout = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    module = types.ModuleType("rehearsal")
+    try:
+        attempt("import sys\nfor i in range(3):\n    print(i, sys.argv)\n", "<string>", module)
+        sys.stdout.flush()
+    finally:
+        sys.stdout = stdout
+    reseed(())
+    take_environment(b"".join([b"%b=%b\0" % it for it in os.environb.items()]))
+    frozenset(sys.modules)
+    clear(module.__dict__)
+    flush()
+    gc.collect()
+    flush_c_streams(None)
+    gc.freeze()
+
+
 def serve(control):
     """Makes spares. Comes back in a spare that has something to run, with that."""
     while (message := receive(control)) is not None:
@@ -274,6 +286,7 @@ def serve(control):
             control.close()
             far.close()
             os.setsid()
+            rehearse()
             send(near, WAITING)
             work = receive(near)
             near.close()
@@ -287,12 +300,25 @@ def serve(control):
     os._exit(0)
 
 
+def take_environment(variables):
+    """Makes the environment what the variables say, in their order."""
+    environment = dict([it.split(b"=", 1) for it in variables.split(b"\0")[:-1]])
+    # The mapping behind `os.environ` and `os.environb`, which differ from the process's own by
+    # nothing: comparing it as a whole is many times faster than through them.
+    current = os.environ._data
+    for name in [name for name in current if name not in environment]:
+        os.unsetenv(name)
+    for name, value in environment.items():
+        if current.get(name) != value:
+            os.putenv(name, value)
+    current.clear()
+    current.update(environment)
+
+
 def become(payload, fds):
     """Takes over the streams, directory, environment and arguments of a program."""
     options = payload[0]
-    reader = Reader(payload[1:])
-    directory, code = reader.string(), reader.string()
-    argv, variables = reader.strings(), reader.strings()
+    directory, code, argv, variables = fields(payload)
     if len(fds) != 3:
         raise ValueError(f"{len(fds)} descriptors came along, not 3")
     for number, fd in enumerate(fds):
@@ -304,19 +330,14 @@ def become(payload, fds):
         sys.stdout.reconfigure(line_buffering=True)
     os.chdir(directory)
 
-    environment = dict(variable.split(b"=", 1) for variable in variables)
     zone = os.environb.get(b"TZ")
-    for name in [name for name in os.environb if name not in environment]:
-        del os.environb[name]
-    for name, value in environment.items():
-        if os.environb.get(name) != value:
-            os.environb[name] = value
-    if environment.get(b"TZ") != zone:
+    take_environment(variables)
+    if os.environb.get(b"TZ") != zone:
         import time
 
         time.tzset()
-    reseed()
-    return code, [os.fsdecode(argument) for argument in argv]
+    reseed(reseed_hooks)
+    return code, os.fsdecode(argv).split("\0")[:-1]
 
 
 def load(code, argv):

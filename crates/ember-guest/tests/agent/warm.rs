@@ -216,6 +216,38 @@ async fn files_run_as_they_do_in_an_interpreter() {
     assert!(text(&missing.stderr).contains("can't open file '/no/such.py'"));
 }
 
+/// Nothing random that the warm-up drew, or could have drawn, is the same in two programs.
+#[tokio::test]
+async fn programs_draw_their_own_random_numbers() {
+    let test = TestAgent::start();
+    let agent = test.connect().await;
+    let warm = Warm::new();
+    let setup = "import random, uuid, ssl, secrets, multiprocessing, tempfile\n\
+        own = random.Random(1)\nrandom.seed(1)\nuuid.uuid1(); ssl.RAND_bytes(8)\n\
+        import ember_runner\n@ember_runner.on_reseed\ndef reseed():\n    own.seed()\n";
+    let runner = warm.up(&agent, setup).await;
+    let code = "import random, uuid, ssl, secrets, multiprocessing, tempfile, os, ember_setup\n\
+        one = uuid.uuid1()\n\
+        print(random.random(), random.getrandbits(64), one.node, one.clock_seq, uuid.uuid4(), \
+        ssl.RAND_bytes(8).hex(), secrets.token_hex(8), os.urandom(8).hex(), \
+        multiprocessing.current_process().authkey.hex(), tempfile.mktemp(), \
+        ember_setup.own.random())";
+    let mut drawn: Vec<Vec<String>> = vec![Vec::new(); 11];
+    for _ in 0..4 {
+        let said = says(&agent, &runner, code).await;
+        for (all, value) in drawn.iter_mut().zip(said.split_ascii_whitespace()) {
+            all.push(value.to_owned());
+        }
+    }
+    for (index, mut all) in drawn.into_iter().enumerate() {
+        all.sort();
+        all.dedup();
+        // A sequence of 14 bits may be the same by chance.
+        let least = if index == 3 { 2 } else { 4 };
+        assert!(all.len() >= least, "value {index}: {all:?}");
+    }
+}
+
 /// Each program has a process of its own, and nothing of the one before.
 #[tokio::test]
 async fn each_program_is_alone() {

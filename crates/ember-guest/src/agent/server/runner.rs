@@ -273,23 +273,24 @@ impl Spare {
     ) -> io::Result<()> {
         let command = &warm.command;
         let options = if command.pty.is_some() { TERMINAL } else { 0 };
-        let mut payload = vec![options];
-        let mut put = |bytes: &[u8]| {
-            // Validated to be far shorter than 4 GiB, as the numbers below are.
-            payload.extend_from_slice(&(bytes.len() as u32).to_le_bytes());
-            payload.extend_from_slice(bytes);
-        };
-        put(match &command.cwd[..] {
+        let cwd = match &command.cwd[..] {
             b"" => b"/",
             cwd => cwd,
-        });
-        put(&warm.code);
-        for list in [&command.argv[..], environment] {
-            payload.extend_from_slice(&(list.len() as u32).to_le_bytes());
+        };
+        // Each is validated to have no zero byte.
+        let ended = |list: &[Vec<u8>]| {
+            let mut all = Vec::with_capacity(list.iter().map(|item| item.len() + 1).sum());
             for item in list {
-                payload.extend_from_slice(&(item.len() as u32).to_le_bytes());
-                payload.extend_from_slice(item);
+                all.extend_from_slice(item);
+                all.push(0);
             }
+            all
+        };
+        let mut payload = vec![options];
+        for field in [cwd, &warm.code, &ended(&command.argv), &ended(environment)] {
+            // Validated to be far shorter than 4 GiB.
+            payload.extend_from_slice(&(field.len() as u32).to_le_bytes());
+            payload.extend_from_slice(field);
         }
         send(self.socket.as_fd(), kind::RUN, &payload, &streams)
     }
