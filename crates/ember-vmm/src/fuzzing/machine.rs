@@ -139,7 +139,7 @@ impl Machine {
                 1 => self.put_descriptor(input),
                 2 | 3 => self.put_chain(input, &request),
                 4 => self.make_available(input),
-                5 => self.ring(usize::from(input.u8())),
+                5 => self.ring(),
                 6 => {
                     let (offset, value) = (u64::from(input.u8()) * 4, input.u32());
                     self.transport.write(offset, &value.to_le_bytes());
@@ -261,7 +261,7 @@ impl Machine {
             self.write_descriptor(queue, index, (address, len, flags, next));
         }
         self.publish(queue, first);
-        self.ring(queue);
+        self.ring();
     }
 
     /// Makes any descriptor available.
@@ -285,10 +285,8 @@ impl Machine {
             .unwrap();
     }
 
-    fn ring(&self, queue: usize) {
-        if let Some(doorbell) = self.transport.doorbells().get(queue) {
-            doorbell.write(1).unwrap();
-        }
+    fn ring(&self) {
+        self.transport.doorbell().write(1).unwrap();
     }
 
     /// Reads and writes the configuration space, or a register in a way it must not be.

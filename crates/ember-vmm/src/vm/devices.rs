@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ember_snapshot::state::{DeviceState, VirtioState, VmState};
-use kvm_ioctls::IoEventAddress;
+use kvm_ioctls::{IoEventAddress, NoDatamatch};
 use virtio_bindings::virtio_mmio;
 use vm_memory::Address;
 
@@ -168,11 +168,14 @@ impl Devices {
             };
             let doorbell =
                 window.address.raw_value() + u64::from(virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY);
-            for (queue, fd) in (0u32..).zip(device.doorbells()) {
-                vm.fd()
-                    .register_ioevent(fd, &IoEventAddress::Mmio(doorbell), queue)
-                    .map_err(host("cannot connect a doorbell"))?;
-            }
+            // For whatever value: the driver writes the queue's number.
+            vm.fd()
+                .register_ioevent(
+                    device.doorbell(),
+                    &IoEventAddress::Mmio(doorbell),
+                    NoDatamatch,
+                )
+                .map_err(host("cannot connect a doorbell"))?;
             line(device.interrupt_line(), window.gsi)?;
             device
                 .attach(&event_loop.registry(number))

@@ -2,7 +2,7 @@
 //!
 //! Register accesses arrive on vCPU threads. The interrupt registers are read and written once for
 //! every interrupt, so they do not take the lock that the device thread holds while it works.
-//! Doorbells never come here: KVM turns them into eventfd writes (see [`MmioTransport::doorbells`]).
+//! Doorbells never come here: KVM turns them into eventfd writes (see [`MmioTransport::doorbell`]).
 
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -28,8 +28,8 @@ const VERSION: u32 = 2;
 /// Any value: no driver looks at it.
 const VENDOR: u32 = 0x454d_4252;
 
-/// Tokens from here on are doorbells, by queue; those below are the device's own.
-pub(crate) const DOORBELL_TOKENS: u32 = 0xffff_0000;
+/// The token of the doorbell; those below are the device's own.
+pub(crate) const DOORBELL_TOKEN: u32 = u32::MAX;
 
 /// Bits of the device status register (section 2.1).
 mod status {
@@ -45,7 +45,7 @@ mod status {
 #[derive(Debug)]
 pub(crate) struct MmioTransport {
     interrupt_status: Arc<AtomicU32>,
-    doorbells: Vec<EventFd>,
+    doorbell: EventFd,
     line: Arc<EventFd>,
     state: Mutex<State>,
 }
@@ -71,14 +71,11 @@ impl MmioTransport {
         let interrupt_status = Arc::new(AtomicU32::new(0));
         let line = Arc::new(EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?);
         let queues = new_queues(device.as_ref())?;
-        let doorbells = queues
-            .iter()
-            .map(|_| EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK))
-            .collect::<io::Result<_>>()?;
+        let doorbell = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
         let interrupt = Interrupt::new(Arc::clone(&interrupt_status), Arc::clone(&line));
         Ok(Self {
             interrupt_status,
-            doorbells,
+            doorbell,
             line,
             state: Mutex::new(State {
                 device,
@@ -95,10 +92,11 @@ impl MmioTransport {
         })
     }
 
-    /// The eventfd of each queue's doorbell: KVM writes it when the driver writes the queue's
-    /// number to the QueueNotify register.
-    pub(crate) fn doorbells(&self) -> &[EventFd] {
-        &self.doorbells
+    /// The eventfd of the doorbell: KVM writes it when the driver writes the QueueNotify register.
+    /// It is one for all queues. One for each would tell them apart and make every VM take longer
+    /// to create; to look at a queue in which nothing is new takes next to no time.
+    pub(crate) fn doorbell(&self) -> &EventFd {
+        &self.doorbell
     }
 
     /// The eventfd that raises the device's interrupt line.
@@ -106,11 +104,9 @@ impl MmioTransport {
         &self.line
     }
 
-    /// Watches the doorbells and lets the device register what else it wants to have watched.
+    /// Watches the doorbell and lets the device register what else it wants to have watched.
     pub(crate) fn attach(&self, events: &EventRegistry) -> io::Result<()> {
-        for (token, doorbell) in (DOORBELL_TOKENS..).zip(&self.doorbells) {
-            events.add_eventfd(doorbell, token)?;
-        }
+        events.add_eventfd(&self.doorbell, DOORBELL_TOKEN)?;
         self.state().device.attach(events.clone())
     }
 
@@ -202,13 +198,13 @@ impl MmioTransport {
         }
     }
 
-    fn queue_notified(&self, index: usize) {
+    fn notified(&self) {
         // Taking the count is what makes the descriptor quiet; a failed read means that another
         // wake-up took it already.
-        let _ = self.doorbells.get(index).map(EventFd::read);
+        let _ = self.doorbell.read();
         let mut state = self.state();
         if state.active {
-            state.device.queue_notified(index);
+            state.device.notified();
         }
     }
 
@@ -270,9 +266,9 @@ impl MmioTransport {
 
 impl EventHandler for MmioTransport {
     fn ready(&self, token: u32, readiness: EventSet) {
-        match token.checked_sub(DOORBELL_TOKENS) {
-            Some(queue) => self.queue_notified(queue as usize),
-            None => self.state().device.host_event(token, readiness),
+        match token {
+            DOORBELL_TOKEN => self.notified(),
+            token => self.state().device.host_event(token, readiness),
         }
     }
 }

@@ -78,8 +78,16 @@ pub(crate) trait VirtioDevice: Send + fmt::Debug {
     /// The driver reset the device: forget the queues and all of the guest's state.
     fn reset(&mut self);
 
-    /// The driver rang the doorbell of queue `index` (always below `queue_max_sizes().len()`).
-    /// Never called before `activate` or after `reset`.
+    /// The driver rang the doorbell, for whichever queue. Never called before `activate` or after
+    /// `reset`.
+    fn notified(&mut self) {
+        for index in 0..self.queue_max_sizes().len() {
+            self.queue_notified(index);
+        }
+    }
+
+    /// There may be something new in queue `index` (always below `queue_max_sizes().len()`). Never
+    /// called before `activate` or after `reset`.
     fn queue_notified(&mut self, index: usize);
 
     /// A host descriptor that was registered under `token` is ready. May be late: the device may

@@ -1,16 +1,17 @@
 //! From a state of unknown origin to one that can be put back on this host, again and again.
 
-use ember_snapshot::state::{CpuidEntry, Msr, VcpuState, VmState};
+use ember_snapshot::state::{CpuidEntry, KvmBytes, Msr, VcpuState, VmState};
 use kvm_bindings::{
     CpuId, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, Msrs, Xsave,
     kvm_cpuid_entry2, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
     kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use zerocopy::TryFromBytes;
 
 use super::super::{HostFeatures, SetupError, create_platform, failed};
 use super::requirements;
-use super::save::{VcpuFeatures, save_msrs, vcpu_features};
+use super::save::{VcpuFeatures, save_vcpu, vcpu_features};
 use super::structure::from_bytes;
 use super::xsave;
 use super::{MSR_IA32_TSC, MSR_IA32_TSC_DEADLINE, StateError};
@@ -28,14 +29,15 @@ const TIMER_MODE_DEADLINE: u8 = 0b10 << 1;
 #[derive(Debug)]
 pub(crate) struct PreparedVcpu {
     pub(super) cpuid: CpuId,
-    pub(super) mp_state: kvm_mp_state,
+    /// Absent, as others below, if it is what a new vCPU has: each call takes its time.
+    pub(super) mp_state: Option<kvm_mp_state>,
     pub(super) regs: kvm_regs,
     pub(super) sregs: kvm_sregs,
     pub(super) xsave: Xsave,
-    pub(super) xcrs: kvm_xcrs,
-    pub(super) debugregs: kvm_debugregs,
+    pub(super) xcrs: Option<kvm_xcrs>,
+    pub(super) debugregs: Option<kvm_debugregs>,
     pub(super) lapic: kvm_lapic_state,
-    pub(super) events: kvm_vcpu_events,
+    pub(super) events: Option<kvm_vcpu_events>,
     /// Those that are not what a new vCPU has, without those that depend on when it goes on.
     pub(super) msrs: Msrs,
     /// The time stamp counter, and then the deadline that is measured by it.
@@ -103,29 +105,42 @@ fn prepare_vcpu(
     let host_khz = fresh.get_tsc_khz().map_err(failed("KVM_GET_TSC_KHZ"))?;
     let lapic: kvm_lapic_state = from_bytes(&state.lapic, "local interrupt controller")?;
     // What a register has by itself need not be written into each clone.
-    let usual = save_msrs(fresh, features.msrs())?;
-    let msrs = changed_msrs(&state.msrs, &usual);
+    let usual = save_vcpu(fresh, features)?;
+    let msrs = changed_msrs(&state.msrs, &usual.msrs);
     let time = time_msrs(&state.msrs, uses_deadline(&lapic));
     let list = |entries: &[kvm_msr_entry]| {
         Msrs::from_entries(entries)
             .map_err(|_| StateError::Invalid(format!("it has {} registers", entries.len())))
     };
+    let mp_state = (state.mp_state != usual.mp_state).then_some(kvm_mp_state {
+        mp_state: state.mp_state,
+    });
     Ok(PreparedVcpu {
         cpuid,
-        mp_state: kvm_mp_state {
-            mp_state: state.mp_state,
-        },
+        mp_state,
         regs: from_bytes(&state.regs, "registers")?,
         sregs: from_bytes(&state.sregs, "special registers")?,
         xsave: xsave::prepare(&state.xsave, features.xsave_bytes())?,
-        xcrs: from_bytes(&state.xcrs, "extended control registers")?,
-        debugregs: from_bytes(&state.debugregs, "debug registers")?,
-        events: from_bytes(&state.events, "pending events")?,
+        xcrs: changed(&state.xcrs, &usual.xcrs, "extended control registers")?,
+        debugregs: changed(&state.debugregs, &usual.debugregs, "debug registers")?,
+        events: changed(&state.events, &usual.events, "pending events")?,
         msrs: list(&msrs)?,
         time: list(&time)?,
         tsc_khz: differs(host_khz, state.tsc_khz).then_some(state.tsc_khz),
         lapic,
     })
+}
+
+/// A structure with these bytes, unless a new vCPU has the same.
+fn changed<T: TryFromBytes, const N: usize>(
+    saved: &KvmBytes<N>,
+    usual: &KvmBytes<N>,
+    what: &str,
+) -> Result<Option<T>, StateError> {
+    if saved == usual {
+        return Ok(None);
+    }
+    from_bytes(saved, what).map(Some)
 }
 
 fn cpuid(entries: &[CpuidEntry]) -> Result<CpuId, StateError> {

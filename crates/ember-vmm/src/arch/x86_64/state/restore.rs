@@ -31,21 +31,31 @@ pub(crate) fn restore_vcpu(vcpu: &VcpuFd, state: &PreparedVcpu) -> Result<(), Se
     if let Some(khz) = state.tsc_khz {
         vcpu.set_tsc_khz(khz).map_err(failed("KVM_SET_TSC_KHZ"))?;
     }
-    vcpu.set_mp_state(state.mp_state)
-        .map_err(failed("KVM_SET_MP_STATE"))?;
+    if let Some(mp_state) = state.mp_state {
+        vcpu.set_mp_state(mp_state)
+            .map_err(failed("KVM_SET_MP_STATE"))?;
+    }
     vcpu.set_regs(&state.regs).map_err(failed("KVM_SET_REGS"))?;
     vcpu.set_sregs(&state.sregs)
         .map_err(failed("KVM_SET_SREGS"))?;
     xsave::restore(vcpu, &state.xsave)?;
-    vcpu.set_xcrs(&state.xcrs).map_err(failed("KVM_SET_XCRS"))?;
-    vcpu.set_debug_regs(&state.debugregs)
-        .map_err(failed("KVM_SET_DEBUGREGS"))?;
+    if let Some(xcrs) = &state.xcrs {
+        vcpu.set_xcrs(xcrs).map_err(failed("KVM_SET_XCRS"))?;
+    }
+    if let Some(debugregs) = &state.debugregs {
+        vcpu.set_debug_regs(debugregs)
+            .map_err(failed("KVM_SET_DEBUGREGS"))?;
+    }
     // Before any MSR: setting it disarms the timer, which a deadline among them arms.
     vcpu.set_lapic(&state.lapic)
         .map_err(failed("KVM_SET_LAPIC"))?;
     set_msrs(vcpu, &state.msrs)?;
-    vcpu.set_vcpu_events(&state.events)
-        .map_err(failed("KVM_SET_VCPU_EVENTS"))
+    match &state.events {
+        Some(events) => vcpu
+            .set_vcpu_events(events)
+            .map_err(failed("KVM_SET_VCPU_EVENTS")),
+        None => Ok(()),
+    }
 }
 
 fn set_msrs(vcpu: &VcpuFd, msrs: &Msrs) -> Result<(), SetupError> {

@@ -33,6 +33,8 @@ const MORE_MSRS: [std::ops::RangeInclusive<u32>; 6] = [
 /// What a vCPU of this host consists of.
 #[derive(Clone, Debug)]
 pub(crate) struct VcpuFeatures {
+    /// The registers to save, the time stamp counter first and the deadline, which is measured by
+    /// it, last.
     msrs: Vec<u32>,
     xsave_bytes: usize,
 }
@@ -41,12 +43,6 @@ impl VcpuFeatures {
     /// The size of `struct kvm_xsave` here, in bytes.
     pub(super) fn xsave_bytes(&self) -> usize {
         self.xsave_bytes
-    }
-
-    /// The registers to save, the time stamp counter first and the deadline, which is measured by
-    /// it, last.
-    pub(super) fn msrs(&self) -> &[u32] {
-        &self.msrs
     }
 }
 
@@ -125,7 +121,7 @@ fn cpuid_entries(cpuid: &CpuId) -> Vec<CpuidEntry> {
 
 /// The values of `numbers`, as far as this vCPU has them. KVM lists registers that a guest with
 /// this CPUID has not.
-pub(super) fn save_msrs(vcpu: &VcpuFd, numbers: &[u32]) -> Result<Vec<Msr>, SetupError> {
+fn save_msrs(vcpu: &VcpuFd, numbers: &[u32]) -> Result<Vec<Msr>, SetupError> {
     let mut values = Vec::with_capacity(numbers.len());
     let mut rest = numbers;
     while !rest.is_empty() {

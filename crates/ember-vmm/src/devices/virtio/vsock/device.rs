@@ -282,6 +282,12 @@ impl VirtioDevice for VsockDevice {
         self.forget_guest();
     }
 
+    fn notified(&mut self) {
+        // One look at both: what was taken is often what is answered.
+        self.unread = true;
+        self.work();
+    }
+
     fn queue_notified(&mut self, index: usize) {
         match index {
             TRANSMIT => {

@@ -22,7 +22,7 @@ use super::timer::Timer;
 use super::transfer::{self, TransferError};
 use super::{Accept, ConnectDone, ConnectError, VsockConfig};
 use crate::devices::virtio::chain::Buffers;
-use crate::devices::virtio::mmio::DOORBELL_TOKENS;
+use crate::devices::virtio::mmio::DOORBELL_TOKEN;
 use crate::devices::virtio::queue::QueueError;
 use crate::event_loop::EventRegistry;
 use crate::memory::GuestMemory;
@@ -607,7 +607,7 @@ impl Streams {
     /// then there are none.
     fn free_token(&mut self) -> Option<u32> {
         let token = self.next_token;
-        if token >= DOORBELL_TOKENS {
+        if token == DOORBELL_TOKEN {
             return None;
         }
         self.next_token = token + 1;
