@@ -1,16 +1,19 @@
 //! Cloning templates.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use ember_core::{Code, Template};
+use ember_core::{Code, Command, Pool, Shell, Template};
 use tokio::runtime::Runtime;
 
 use crate::figure::Figure;
 use crate::sandbox::{CONDITIONS, ms_since, template};
 
-const FORKS: usize = 40;
+const FORKS: usize = 25;
 const WARM_UP: usize = 3;
+const LIVE_FORKS: usize = 8;
+/// Longer than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Times `FORKS` times what `measure` gives, after a few that do not count.
 async fn sample(
@@ -24,7 +27,7 @@ async fn sample(
             samples.push(sample);
         }
         // The end of the last one waits on the kernel, and would run into the next one's time.
-        tokio::time::sleep(std::time::Duration::from_millis(60)).await;
+        tokio::time::sleep(Duration::from_millis(60)).await;
     }
     Ok(samples)
 }
@@ -70,14 +73,22 @@ pub(crate) fn cold(runtime: &Runtime) -> Result<Vec<Figure>> {
     })
 }
 
+/// A shell that was kept ready.
+async fn ready(template: &Template) -> Result<Shell> {
+    while template.ready_shells() == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(template.shell().await?)
+}
+
 /// `fork.reply.shell`: from a shell that is ready.
 pub(crate) fn shell(runtime: &Runtime) -> Result<Vec<Figure>> {
     runtime.block_on(async {
         let mut figures = Vec::new();
         for (name, vcpus) in [("fork.reply.shell", 1), ("fork.reply.4vcpu", 4)] {
-            let template = template(vcpus)?.build().await?;
+            let template = template(vcpus)?.shells(1).build().await?;
             let samples = sample(&template, async |template| {
-                let shell = template.shell().await?;
+                let shell = ready(template).await?;
                 let start = Instant::now();
                 let sandbox = shell.start(Default::default()).await?;
                 let elapsed = ms_since(start);
@@ -93,15 +104,123 @@ pub(crate) fn shell(runtime: &Runtime) -> Result<Vec<Figure>> {
     })
 }
 
+/// `pool.acquire`: a clone that is ready, handed out.
+pub(crate) fn pool(runtime: &Runtime) -> Result<Vec<Figure>> {
+    runtime.block_on(async {
+        let template = template(1)?.build().await?;
+        let pool = Pool::builder(template).ready(4).max(8).build().await?;
+        let mut samples = Vec::new();
+        for round in 0..WARM_UP + FORKS {
+            pool.filled().await?;
+            let start = Instant::now();
+            let sandbox = pool.acquire().await?;
+            if round >= WARM_UP {
+                samples.push(ms_since(start));
+            }
+            drop(sandbox);
+        }
+        pool.drain(PATIENCE).await;
+        let figure = Figure::of(
+            "pool.acquire",
+            "reply",
+            "ms",
+            Some(0.1),
+            CONDITIONS,
+            &samples,
+        );
+        Ok(vec![figure])
+    })
+}
+
+/// How much memory the guest has written to when it is cloned.
+const DIRTY_MIB: u64 = 64;
+
+/// `livefork.pause`: for how long a running guest stands still when it is cloned.
+pub(crate) fn live(runtime: &Runtime) -> Result<Vec<Figure>> {
+    runtime.block_on(async {
+        let template = template(1)?.build().await?;
+        let parent = template.fork().await?;
+        let fill = format!("head -c {DIRTY_MIB}M /dev/zero | tr '\\0' x > /dev/shm/dirty && sync");
+        let filled = parent.exec(Command::from_argv(["sh", "-c", &fill])).await?;
+        anyhow::ensure!(filled.success(), "{filled:?}");
+        let mut samples = Vec::new();
+        for _ in 0..LIVE_FORKS {
+            let snapshot = parent.snapshot().await?;
+            samples.extend(snapshot.pause().map(|pause| pause.as_secs_f64() * 1e3));
+        }
+        parent.close().await;
+        let conditions = format!("{CONDITIONS}; {DIRTY_MIB} MiB dirty");
+        let figure = Figure::of(
+            "livefork.pause",
+            "pause",
+            "ms",
+            Some(2.0),
+            conditions,
+            &samples,
+        );
+        Ok(vec![figure])
+    })
+}
+
+/// `chain.depth8`: a clone of a snapshot of a clone, and so on eight times, over one of the first.
+pub(crate) fn chain(runtime: &Runtime) -> Result<Vec<Figure>> {
+    runtime.block_on(async {
+        let first = template(1)?.build().await?;
+        let mut last = first.clone();
+        for link in 0..8 {
+            let sandbox = last.fork().await?;
+            let write = format!("head -c 1M /dev/zero > /dev/shm/link{link}");
+            let written = sandbox
+                .exec(Command::from_argv(["sh", "-c", &write]))
+                .await?;
+            anyhow::ensure!(written.success(), "{written:?}");
+            last = sandbox.snapshot().await?;
+            sandbox.close().await;
+        }
+        let time = async |template: &Template| {
+            sample(template, async |template| {
+                let start = Instant::now();
+                let shell = template.shell().await?;
+                let elapsed = ms_since(start);
+                drop(shell);
+                Ok(elapsed)
+            })
+            .await
+        };
+        let (one, eight) = (time(&first).await?, time(&last).await?);
+        let ratios: Vec<f64> = sorted(&eight)
+            .iter()
+            .zip(sorted(&one))
+            .map(|(eight, one)| eight / one)
+            .collect();
+        let conditions = format!("{CONDITIONS}; object, 1 MiB written at each link");
+        Ok(vec![Figure::of(
+            "chain.depth8",
+            "object",
+            "x",
+            Some(1.05),
+            conditions,
+            &ratios,
+        )])
+    })
+}
+
+fn sorted(samples: &[f64]) -> Vec<f64> {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted
+}
+
 /// `fork.result.python`: from a shell that is ready to what a program printed.
 pub(crate) fn python(runtime: &Runtime) -> Result<Vec<Figure>> {
     runtime.block_on(async {
         let template = template(1)?
             .warm_up(Code::python("print(6 * 7)"))
+            .shells(1)
             .build()
             .await?;
         let samples = sample(&template, async |template| {
-            let shell = template.shell().await?;
+            let shell = ready(template).await?;
             let start = Instant::now();
             let sandbox = shell.start(Default::default()).await?;
             let out = sandbox.run(Code::python("print(6 * 7)")).await?;

@@ -4,10 +4,11 @@
 //! The figures in the documentation come from `cargo xtask bench`, which runs this under an
 //! instruction clock (one nanosecond for each instruction executed), so that they can be repeated
 //! anywhere.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod channel;
 mod figure;
+mod floor;
 mod fork;
 mod memory;
 mod sandbox;
@@ -30,6 +31,10 @@ const GROUPS: &[(&[&str], Measure)] = &[
     (&["fork.object.cold", "fork.reply.cold"], fork::cold),
     (&["fork.reply.shell", "fork.reply.4vcpu"], fork::shell),
     (&["fork.result.python"], fork::python),
+    (&["pool.acquire"], fork::pool),
+    (&["livefork.pause"], fork::live),
+    (&["chain.depth8"], fork::chain),
+    (&["floor"], floor::floor),
 ];
 
 fn main() -> Result<()> {

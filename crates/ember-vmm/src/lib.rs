@@ -23,9 +23,8 @@ mod vm;
 pub use arch::Processor;
 pub use config::{MAX_MEMORY_BYTES, MAX_VCPUS, MIN_MEMORY_BYTES, VmConfig};
 pub use exit::ExitReason;
-pub use memory::Touched;
 pub use vcpu::kick::default_kick_signal;
 pub use vm::{
-    BuildError, Checkpoint, Ended, MemoryRange, OutOfMemoryRange, RestoreConfig, RestoreError,
-    SaveError, Vm,
+    Backing, BuildError, Checkpoint, Ended, LiveSaveError, MemoryCopy, MemoryRange,
+    OutOfMemoryRange, RestoreConfig, RestoreError, SaveError, Vm,
 };

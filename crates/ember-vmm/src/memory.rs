@@ -4,15 +4,17 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
+use std::ptr::NonNull;
 use std::sync::Arc;
 
+use ember_snapshot::pager::{self, GuestMapping, Segment};
+use ember_snapshot::{PageRun, WorkingSet};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{VcpuFd, VmFd};
 use nix::libc;
 use vm_memory::{
     Address, Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap,
-    GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress, MmapRegion,
+    GuestMemoryRegion, GuestRegionMmap, MmapRegion,
 };
 
 use crate::arch;
@@ -71,93 +73,61 @@ pub(crate) fn ranges(memory: &GuestMemory) -> Vec<MemoryRange> {
 }
 
 /// How much is copied out at once.
-const VISIT_BYTES: usize = 256 * 1024;
-const PAGE_BYTES: usize = 4096;
+const VISIT_BYTES: u64 = 256 * 1024;
 
 /// Hands every page to `sink` that is this mapping's own: not the file's, and not untouched.
 pub(crate) fn visit_changed(
     memory: &GuestMemory,
     sink: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>,
 ) -> io::Result<()> {
-    let pagemap = File::open("/proc/self/pagemap")?;
-    let mut bytes = vec![0; VISIT_BYTES];
-    let mut entries = vec![0; VISIT_BYTES / PAGE_BYTES * 8];
-    for (region, range) in memory.iter().zip(ranges(memory)) {
-        let mut done = 0;
-        while done < range.len {
-            let pages = ((range.len - done) / PAGE_BYTES).min(VISIT_BYTES / PAGE_BYTES);
-            let entries = &mut entries[..pages * 8];
-            let first = (range.host_address + done) / PAGE_BYTES;
-            pagemap.read_exact_at(entries, first as u64 * 8)?;
-            let changed: Vec<bool> = entries.as_chunks().0.iter().map(is_own).collect();
-            let mut page = 0;
-            while page < pages {
-                let run = changed[page..].iter().take_while(|own| **own).count();
-                if run == 0 {
-                    page += 1;
-                    continue;
+    let changed = pager::changed_pages(&mapping(memory)?).map_err(io::Error::other)?;
+    let mut bytes = Vec::new();
+    for run in changed.runs() {
+        for piece in run.pieces(VISIT_BYTES / arch::layout::PAGE_SIZE) {
+            let mut offset = piece.offset();
+            let mut outcome = Ok(());
+            for_each_piece(memory, piece, |address, len| {
+                if outcome.is_ok() {
+                    bytes.resize(len as usize, 0);
+                    outcome = memory
+                        .read_slice(&mut bytes, GuestAddress(address))
+                        .map_err(io::Error::other)
+                        .and_then(|()| sink(offset, &bytes));
+                    offset += len;
                 }
-                let start = done + page * PAGE_BYTES;
-                let bytes = &mut bytes[..run * PAGE_BYTES];
-                region
-                    .read_slice(bytes, MemoryRegionAddress(start as u64))
-                    .map_err(io::Error::other)?;
-                sink(range.offset + start as u64, bytes)?;
-                page += run;
-            }
-            done += pages * PAGE_BYTES;
+            });
+            outcome?;
         }
     }
     Ok(())
 }
 
-/// What a guest will touch soon, in pages of its memory counted without the hole below 4 GiB.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Touched {
-    /// What it will write: first page and number of pages.
-    pub written: Vec<(u64, u64)>,
-    /// What it will only read.
-    pub read: Vec<(u64, u64)>,
+/// `memory` for those who look after its pages. It must not outlive `memory`.
+pub(crate) fn mapping(memory: &GuestMemory) -> io::Result<GuestMapping> {
+    let segments = ranges(memory).into_iter().filter_map(|range| {
+        let host = std::ptr::with_exposed_provenance_mut(range.host_address);
+        Some(Segment {
+            host: NonNull::new(host)?,
+            offset: range.offset,
+            bytes: range.len as u64,
+        })
+    });
+    // SAFETY: each segment is a whole private mapping of guest memory, which nothing in this process
+    // refers to except through vm-memory's volatile accesses, and which is unmapped only with
+    // `memory`: the callers keep that for as long as they keep this.
+    unsafe { GuestMapping::new(segments) }.map_err(io::Error::other)
 }
 
-/// Brings what the guest will touch into this process, in as few calls as there are ranges: what it
-/// will write is copied, what it will read is mapped. Only an optimization, so nothing is reported.
-pub(crate) fn populate(memory: &GuestMemory, touched: &Touched) {
-    for (ranges, advice) in [
-        (&touched.written, libc::MADV_POPULATE_WRITE),
-        (&touched.read, libc::MADV_POPULATE_READ),
-    ] {
-        for range in ranges {
-            for_each_piece(memory, *range, |_, host_address, len| {
-                let address = std::ptr::with_exposed_provenance_mut(host_address);
-                // SAFETY: the range is within a mapping of guest memory, which `memory` keeps
-                // alive; to populate it changes nothing that anyone can see.
-                unsafe { libc::madvise(address, len, advice) };
-            });
-        }
-    }
-}
-
-/// Calls `work` with the guest-physical address, the address in this process and the length of each
-/// piece of `range` that is guest memory.
-fn for_each_piece(
-    memory: &GuestMemory,
-    range: (u64, u64),
-    mut work: impl FnMut(u64, usize, usize),
-) {
-    let page = PAGE_BYTES as u64;
-    let start = range.0.saturating_mul(page);
-    let end = range.0.saturating_add(range.1).saturating_mul(page);
+/// Calls `work` with the guest-physical address and the length of each piece of `run` that is guest
+/// memory.
+fn for_each_piece(memory: &GuestMemory, run: PageRun, mut work: impl FnMut(u64, u64)) {
+    let (start, end) = (run.offset(), run.offset() + run.bytes());
     for (region, mapped) in memory.iter().zip(ranges(memory)) {
         let first = start.max(mapped.offset);
         let last = end.min(mapped.offset + mapped.len as u64);
         if first < last {
-            let within = first - mapped.offset;
-            work(
-                region.start_addr().raw_value() + within,
-                mapped.host_address + within as usize,
-                (last - first) as usize,
-            );
+            let address = region.start_addr().raw_value() + (first - mapped.offset);
+            work(address, last - first);
         }
     }
 }
@@ -179,12 +149,12 @@ mod pre_fault {
 
 /// Has KVM map what the guest will touch, so that it need not leave the guest for each page. Where
 /// KVM cannot, it maps each page when it is touched, as ever.
-pub(crate) fn map_for_guest(vcpu: &VcpuFd, memory: &GuestMemory, touched: &Touched) {
-    for range in touched.written.iter().chain(&touched.read) {
-        for_each_piece(memory, *range, |guest_address, _, len| {
+pub(crate) fn map_for_guest(vcpu: &VcpuFd, memory: &GuestMemory, touched: &WorkingSet) {
+    for run in touched.written.runs().iter().chain(touched.read.runs()) {
+        for_each_piece(memory, *run, |gpa, size| {
             let mut request = PreFaultMemory {
-                gpa: guest_address,
-                size: len as u64,
+                gpa,
+                size,
                 ..PreFaultMemory::default()
             };
             while request.size > 0 {
@@ -196,16 +166,6 @@ pub(crate) fn map_for_guest(vcpu: &VcpuFd, memory: &GuestMemory, touched: &Touch
             }
         });
     }
-}
-
-/// Whether an entry of the page map is of a page that belongs to a private mapping itself (kernel
-/// `Documentation/admin-guide/mm/pagemap.rst`): present or swapped out, and not a page of a file.
-fn is_own(entry: &[u8; 8]) -> bool {
-    const PRESENT: u64 = 1 << 63;
-    const SWAPPED: u64 = 1 << 62;
-    const OF_FILE: u64 = 1 << 61;
-    let entry = u64::from_ne_bytes(*entry);
-    entry & (PRESENT | SWAPPED) != 0 && entry & OF_FILE == 0
 }
 
 /// A VM's descriptor together with the guest memory that KVM was given.

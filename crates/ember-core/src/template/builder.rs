@@ -7,7 +7,7 @@ use std::time::Duration;
 use ember_guest::host::Command;
 use ember_guest::protocol::FreezeOptions;
 
-use super::{Inner, Origin, Template, cache, capture};
+use super::{Inner, Origin, Template, cache, capture, give_back, working_set};
 use crate::assets::{Assets, Image, Kernel};
 use crate::code::{Code, Program};
 use crate::error::{Error, ErrorKind};
@@ -233,15 +233,20 @@ impl Plan {
             let step = format!("warm up ({} of {count})", index + 1);
             progress.during(&step, run).await?;
         }
+        let shrink = give_back::free_memory(&sandbox);
+        progress.during("give back free memory", shrink).await?;
         let options = FreezeOptions {
-            release_memory: true,
+            release_memory: false,
         };
         let mut inner = progress
             .during("take the guest's state", capture(&sandbox, options))
             .await?;
         inner.fixture.origin = Arc::new(origin);
         sandbox.close().await;
-        Ok(inner)
+        let recorded = working_set::recorded(inner);
+        progress
+            .during("record what clones need first", recorded)
+            .await
     }
 }
 

@@ -1,11 +1,13 @@
 //! From a running guest to a template.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use ember_guest::protocol::FreezeOptions;
 use ember_snapshot::memory::{MemoryBuilder, MemoryImage};
-use ember_vmm::{Checkpoint, RestoreError, Vm};
+use ember_snapshot::state::VmState;
+use ember_vmm::{Checkpoint, Ended, LiveSaveError, MemoryCopy, RestoreError, Vm};
 
 use super::{Inner, Memory};
 use crate::error::{Error, ErrorKind};
@@ -14,78 +16,135 @@ use crate::sandbox::Sandbox;
 /// Takes the state of `sandbox`, which goes on as if nothing had happened.
 pub(crate) async fn capture(sandbox: &Sandbox, options: FreezeOptions) -> Result<Inner, Error> {
     let parts = sandbox.parts()?;
+    // Before anything else, so that the guest is frozen only for as long as it must be.
+    let base = parts.base.cloned();
+    let bytes = parts.vm.memory_bytes();
+    let parent = base.clone();
+    let from = move || builder(base.as_deref().map(Memory::image), bytes);
+    let memory = blocking(from).await??;
     if let Err(error) = parts.agent.freeze(options).await {
         return Err(sandbox.explain(error).await);
     }
     let vm = Arc::clone(&parts.vm);
-    let base = parts.base.cloned();
-    let parent = base.clone();
-    let taken =
-        tokio::task::spawn_blocking(move || take(&vm, base.as_deref().map(Memory::image))).await;
+    let taken = blocking(move || take(&vm, memory)).await;
     // Also when it failed: the guest is its owner's.
     if let Err(error) = parts.agent.thaw().await {
         return Err(sandbox.explain(error).await);
     }
-    let (checkpoint, memory) = match taken {
-        Ok(taken) => taken?,
-        Err(error) => {
-            let message = "taking a guest's state ended unexpectedly";
-            return Err(Error::because(ErrorKind::Internal, message, error));
-        }
-    };
+    let taken = taken??;
+    let paused = taken.paused;
+    let (checkpoint, memory) = blocking(move || taken.finish()).await??;
     Ok(Inner {
         checkpoint,
         memory: Arc::new(Memory::new(memory, parent.as_ref())),
         fixture: parts.fixture.clone(),
         hello: parts.agent.hello().clone(),
         working_set: None,
+        paused: Some(paused),
     })
 }
 
-/// Pauses the VM for as long as it takes to copy what it changed.
-fn take(vm: &Vm, base: Option<&MemoryImage>) -> Result<(Checkpoint, MemoryImage), Error> {
-    vm.pause().map_err(|error| {
-        Error::because(ErrorKind::GuestDied, "the guest cannot be paused", error)
-    })?;
-    let taken = copy(vm, base);
-    let resumed = vm.resume();
-    let (state, memory) = taken?;
-    resumed
-        .map_err(|error| Error::because(ErrorKind::GuestDied, "the guest cannot go on", error))?;
-    let no_room = |error| {
-        let message = "cannot keep a guest's memory";
-        Error::because(ErrorKind::Exhausted, message, error)
-    };
-    let memory = memory.seal().map_err(no_room)?;
-    let file = memory
-        .file()
-        .try_clone()
-        .map_err(|error| Error::because(ErrorKind::Exhausted, "cannot keep a memory", error))?;
-    let checkpoint = Checkpoint::new(state, Arc::new(file)).map_err(restore_error)?;
-    Ok((checkpoint, memory))
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        let message = "taking a guest's state ended unexpectedly";
+        Error::because(ErrorKind::Internal, message, error)
+    })
 }
 
-fn copy(
-    vm: &Vm,
-    base: Option<&MemoryImage>,
-) -> Result<(ember_snapshot::state::VmState, MemoryBuilder), Error> {
-    let state = vm.save().map_err(|error| {
-        Error::because(ErrorKind::Internal, "cannot take the guest's state", error)
-    })?;
-    let memory = || -> io::Result<MemoryBuilder> {
-        let mut memory = match base {
-            Some(base) => MemoryBuilder::from_image(base),
-            None => MemoryBuilder::new(state.memory_bytes),
+/// A state whose memory may still be being copied, while its guest goes on.
+struct Taken {
+    state: VmState,
+    memory: Arc<Mutex<Option<MemoryBuilder>>>,
+    copy: Option<MemoryCopy>,
+    paused: Duration,
+}
+
+impl Taken {
+    /// Waits for the rest of the memory.
+    fn finish(self) -> Result<(Checkpoint, MemoryImage), Error> {
+        if let Some(copy) = self.copy {
+            copy.wait().map_err(no_room)?;
         }
-        .map_err(io::Error::other)?;
-        vm.changed_memory(|offset, bytes| memory.write(offset, bytes).map_err(io::Error::other))?;
-        Ok(memory)
+        let memory = self
+            .memory
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+            .ok_or_else(|| Error::new(ErrorKind::Internal, "a guest's memory was lost"))?;
+        let memory = memory.seal().map_err(io::Error::other).map_err(no_room)?;
+        let file = memory.file().try_clone().map_err(no_room)?;
+        let checkpoint = Checkpoint::new(self.state, Arc::new(file)).map_err(restore_error)?;
+        Ok((checkpoint, memory))
+    }
+}
+
+fn no_room(error: io::Error) -> Error {
+    let message = "cannot keep a guest's memory";
+    Error::because(ErrorKind::Exhausted, message, error)
+}
+
+fn builder(base: Option<&MemoryImage>, bytes: u64) -> Result<MemoryBuilder, Error> {
+    match base {
+        Some(base) => MemoryBuilder::from_image(base),
+        None => MemoryBuilder::new(bytes),
+    }
+    .map_err(|error| no_room(io::Error::other(error)))
+}
+
+/// Holds the guest still for as long as it takes to mark its memory, or, where that cannot be done,
+/// to copy it.
+fn take(vm: &Vm, builder: MemoryBuilder) -> Result<Taken, Error> {
+    let memory = Arc::new(Mutex::new(Some(builder)));
+    let shared = Arc::clone(&memory);
+    let write = move |offset, bytes: &[u8]| match &mut *shared
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+    {
+        Some(builder) => builder.write(offset, bytes).map_err(io::Error::other),
+        None => Err(io::Error::other("the copy was given up")),
     };
-    let memory = memory().map_err(|error| {
-        let message = "cannot copy the guest's memory";
-        Error::because(ErrorKind::Exhausted, message, error)
-    })?;
-    Ok((state, memory))
+    match vm.save_live(write.clone()) {
+        Ok((state, copy, paused)) => Ok(Taken {
+            state,
+            memory,
+            copy: Some(copy),
+            paused,
+        }),
+        Err(LiveSaveError::Mark(error)) => {
+            tracing::debug!(
+                error = &*error as &dyn std::error::Error,
+                "copying while paused"
+            );
+            let start = Instant::now();
+            vm.pause().map_err(ended)?;
+            let state = vm.save();
+            let copied = vm.changed_memory(write);
+            vm.resume().map_err(ended)?;
+            copied.map_err(no_room)?;
+            Ok(Taken {
+                state: state.map_err(failed)?,
+                memory,
+                copy: None,
+                paused: start.elapsed(),
+            })
+        }
+        Err(LiveSaveError::Ended(error)) => Err(ended(error)),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+fn ended(error: Ended) -> Error {
+    Error::because(
+        ErrorKind::GuestDied,
+        "the guest's state cannot be taken",
+        error,
+    )
+}
+
+fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::because(ErrorKind::Internal, "cannot take the guest's state", error)
 }
 
 pub(crate) fn restore_error(error: RestoreError) -> Error {

@@ -93,6 +93,7 @@ impl Loaded {
             });
         }
         Ok(Inner {
+            paused: None,
             checkpoint,
             memory: Arc::new(memory),
             fixture,

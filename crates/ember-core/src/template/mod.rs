@@ -4,6 +4,7 @@ mod builder;
 mod cache;
 mod capture;
 mod file;
+mod give_back;
 mod guest;
 mod key;
 mod load;
@@ -13,9 +14,11 @@ mod origin;
 mod shell;
 mod stock;
 mod stored;
+mod working_set;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ember_guest::protocol::{FreezeOptions, Hello};
 use ember_snapshot::WorkingSet;
@@ -67,7 +70,8 @@ impl Sandbox {
         let options = FreezeOptions {
             release_memory: false,
         };
-        Ok(Template::new(capture(self, options).await?, 0))
+        let inner = capture(self, options).await?;
+        Ok(Template::new(inner, 0))
     }
 }
 
@@ -89,8 +93,10 @@ pub(crate) struct Inner {
     pub(crate) fixture: Fixture,
     /// What the guest's agent said when it came up. Its connection lives on in every clone.
     pub(crate) hello: Hello,
-    /// The pages that clones need first, if they were recorded.
+    /// What a clone touches before it answers, as far as that is known.
     pub(crate) working_set: Option<WorkingSet>,
+    /// For how long the guest stood still that it was taken from, if it went on.
+    pub(crate) paused: Option<Duration>,
 }
 
 impl Template {
@@ -176,6 +182,11 @@ impl Template {
     /// How much memory its clones share, in bytes. A clone adds what it changes.
     pub fn shared_bytes(&self) -> u64 {
         self.inner.memory.image().allocated_bytes().unwrap_or(0)
+    }
+
+    /// For how long the guest stood still of which this is a [snapshot](Sandbox::snapshot).
+    pub fn pause(&self) -> Option<Duration> {
+        self.inner.paused
     }
 
     /// Has this many shells kept ready from now on. See [`TemplateBuilder::shells`].

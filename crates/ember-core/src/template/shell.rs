@@ -8,7 +8,7 @@ use std::time::Duration;
 use ember_guest::host::Agent;
 use ember_vmm::devices::virtio::block::BlockConfig;
 use ember_vmm::devices::virtio::vsock::VsockConfig;
-use ember_vmm::{RestoreConfig, Vm};
+use ember_vmm::{Backing, RestoreConfig, Vm};
 
 use super::Inner;
 use super::options::ForkOptions;
@@ -27,11 +27,18 @@ pub struct Shell {
     /// The host's end of the connection that the template's agent had.
     stream: UnixStream,
     template: Arc<Inner>,
+    /// The guest will find in place what it touches first.
+    is_warm: bool,
 }
 
 impl Shell {
     /// Makes one. Takes about a millisecond, most of it in the kernel.
     pub(super) fn new(template: Arc<Inner>) -> Result<Self, Error> {
+        Self::backed(template, Backing::Mapped)
+    }
+
+    /// Makes one whose memory comes from somewhere else than usual.
+    pub(super) fn backed(template: Arc<Inner>, backing: Backing) -> Result<Self, Error> {
         let fixture = &template.fixture;
         let host = |message: &'static str| {
             move |error| Error::because(ErrorKind::HostUnsupported, message, error)
@@ -46,6 +53,7 @@ impl Shell {
                 carried_ports: vec![AGENT_PORT],
                 ..VsockConfig::default()
             },
+            backing,
             ..RestoreConfig::default()
         };
         if let Some(signal) = fixture.kick_signal {
@@ -68,7 +76,20 @@ impl Shell {
             vm,
             stream,
             template,
+            is_warm: false,
         })
+    }
+
+    /// Brings in what the guest touches first, so that it need not wait for each page.
+    #[must_use]
+    pub(super) fn warm(mut self) -> Self {
+        if !self.is_warm {
+            if let Some(working_set) = &self.template.working_set {
+                self.vm.prefetch(working_set);
+            }
+            self.is_warm = true;
+        }
+        self
     }
 
     /// Lets it run as who `options` say. When this returns, the clone has said that it is unique in
@@ -82,7 +103,8 @@ impl Shell {
             vm,
             stream,
             template,
-        } = self;
+            is_warm: _,
+        } = self.warm();
         let identity = options.identity()?;
         let internal = |message: &'static str| {
             move |error| Error::because(ErrorKind::Internal, message, error)

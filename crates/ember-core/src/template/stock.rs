@@ -106,7 +106,7 @@ fn fill(shared: &Shared, template: &Arc<Inner>) {
             return;
         }
         drop(state);
-        match Shell::new(Arc::clone(template)) {
+        match Shell::new(Arc::clone(template)).map(Shell::warm) {
             Ok(shell) => {
                 let mut state = shared.lock();
                 if state.ready.len() < state.target {

@@ -146,6 +146,17 @@ impl VcpuControl {
         }
     }
 
+    /// Waits until no vCPU is in the guest of a VM that was stopped.
+    pub(crate) fn wait_stopped(&self) {
+        let mut state = self.state();
+        while state.mode == Mode::Stopped && state.parked < self.targets.len() {
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
     /// The VM ended, for `reason`; only the first reason counts. Stops all vCPUs.
     pub(crate) fn finish(&self, reason: ExitReason) {
         let mut state = self.state();

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 use super::devices::Devices;
-use super::restore::SavedTime;
+use super::restore::{PendingPager, SavedTime};
 use super::{BuildError, Vm, host};
 use crate::arch::acpi::AcpiConfig;
 use crate::arch::{self, BootRegisters, HostFeatures, layout};
@@ -71,6 +71,7 @@ pub(super) fn build(mut config: VmConfig) -> Result<Vm, BuildError> {
             kick_signal: config.kick_signal,
             vcpus,
             time: None,
+            pager: None,
         },
         |index, vcpu| {
             let boot = (index == 0).then_some(boot);
@@ -98,6 +99,8 @@ pub(super) struct Parts {
     pub(super) vcpus: u8,
     /// How late it is in a saved VM, to be set when it starts.
     pub(super) time: Option<SavedTime>,
+    /// What fills its memory, and is told when the VM can be ended.
+    pub(super) pager: Option<PendingPager>,
 }
 
 /// Makes the vCPUs, has each set up by `configure`, and starts all threads.
@@ -112,6 +115,7 @@ pub(super) fn assemble(
         kick_signal,
         vcpus,
         time,
+        pager,
     } = parts;
     let control = Arc::new(VcpuControl::new(usize::from(vcpus), kick_signal));
     let handlers = devices.handlers();
@@ -127,8 +131,12 @@ pub(super) fn assemble(
         balloon: devices.balloon,
         generation_id: devices.generation_id,
         transition: Mutex::new(time),
+        pager: None,
         vm,
     };
+    if let Some(pager) = pager {
+        value.pager = Some(pager.start(&value.vm, Arc::clone(&control))?);
+    }
     for index in 0..vcpus {
         let vcpu = value
             .vm

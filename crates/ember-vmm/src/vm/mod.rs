@@ -3,6 +3,7 @@
 mod build;
 mod devices;
 mod error;
+mod live;
 mod restore;
 mod save;
 
@@ -10,6 +11,8 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use ember_snapshot::pager::Pager;
 
 use crate::arch::layout;
 use crate::config::VmConfig;
@@ -25,8 +28,9 @@ use crate::vcpu::{Mode, Vcpu, VcpuControl};
 
 pub use error::BuildError;
 use error::host;
+pub use live::{LiveSaveError, MemoryCopy};
 use restore::SavedTime;
-pub use restore::{Checkpoint, RestoreConfig, RestoreError};
+pub use restore::{Backing, Checkpoint, RestoreConfig, RestoreError};
 pub use save::{MemoryRange, SaveError};
 
 /// A virtual machine.
@@ -47,6 +51,8 @@ pub struct Vm {
     /// half. Stopping does not take it. It guards the time of a restored VM that has not started:
     /// it stands still until then.
     transition: Mutex<Option<SavedTime>>,
+    /// Fills the memory on demand, if anything does. It must not end before the guest has.
+    pager: Option<Pager>,
     vm: VmWithMemory,
 }
 

@@ -4,6 +4,8 @@ use std::fmt;
 use std::fs::File;
 use std::sync::Arc;
 
+use ember_snapshot::PageSource;
+use ember_snapshot::pager::{Pager, PagerOptions};
 use ember_snapshot::state::{ClockState, VmState};
 use kvm_ioctls::Kvm;
 
@@ -18,9 +20,10 @@ use crate::devices::virtio::block::BlockConfig;
 use crate::devices::virtio::network::NetworkConfig;
 use crate::devices::virtio::vsock::VsockConfig;
 use crate::event_loop::EventLoop;
+use crate::exit::ExitReason;
 use crate::memory::{self, VmWithMemory};
-use crate::vcpu::Vcpu;
 use crate::vcpu::kick::{self, default_kick_signal};
+use crate::vcpu::{Vcpu, VcpuControl};
 
 /// A saved VM that was checked against this host: what clones are made of. A clone of this value
 /// shares everything with it.
@@ -133,6 +136,58 @@ fn check(state: &VmState, memory: &File) -> Result<(), RestoreError> {
     }
 }
 
+/// How a restored VM gets its memory.
+#[derive(Clone, Default)]
+pub enum Backing {
+    /// The checkpoint's file is mapped: pages that no VM has written to are shared by all.
+    #[default]
+    Mapped,
+    /// Each page is read from a source when it is first touched. Needs userfaultfd. A source that
+    /// fails ends the VM, with its reason.
+    Paged {
+        /// Where the pages are.
+        source: Arc<dyn PageSource>,
+        /// How many are read at once.
+        options: PagerOptions,
+    },
+}
+
+impl fmt::Debug for Backing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Mapped => f.write_str("Mapped"),
+            Self::Paged { options, .. } => f.debug_tuple("Paged").field(options).finish(),
+        }
+    }
+}
+
+/// What fills the memory of a VM that is being put together.
+pub(super) struct PendingPager {
+    source: Arc<dyn PageSource>,
+    options: PagerOptions,
+}
+
+impl PendingPager {
+    pub(super) fn start(
+        self,
+        vm: &VmWithMemory,
+        control: Arc<VcpuControl>,
+    ) -> Result<Pager, BuildError> {
+        let mapping =
+            memory::mapping(vm.memory()).map_err(host("cannot page the guest's memory"))?;
+        Pager::start(mapping, self.source, self.options, move |failure| {
+            let source = std::error::Error::source(&failure)
+                .map(|source| format!(": {source}"))
+                .unwrap_or_default();
+            let what = format!("{failure}{source}");
+            control.finish(ExitReason::MonitorFailed { what });
+            // What cannot be filled reads as something else from now on: nobody may see it.
+            control.wait_stopped();
+        })
+        .map_err(host("cannot page the guest's memory"))
+    }
+}
+
 /// What a restored VM gets of this host.
 #[derive(Debug)]
 pub struct RestoreConfig {
@@ -147,6 +202,8 @@ pub struct RestoreConfig {
     pub networks: Vec<NetworkConfig>,
     /// Its guest channel. The guest keeps its context id.
     pub vsock: VsockConfig,
+    /// Where its memory is.
+    pub backing: Backing,
 }
 
 impl Default for RestoreConfig {
@@ -158,6 +215,7 @@ impl Default for RestoreConfig {
             disks: Vec::new(),
             networks: Vec::new(),
             vsock: VsockConfig::default(),
+            backing: Backing::default(),
         }
     }
 }
@@ -187,7 +245,14 @@ pub(super) fn restore(
         prepared,
     } = &*checkpoint.0;
     kick::install_handler(config.kick_signal).map_err(host("cannot take the kick signal"))?;
-    let memory = memory::map_private(memory, state.memory_bytes).map_err(host(format!(
+    let (memory, pager) = match std::mem::take(&mut config.backing) {
+        Backing::Mapped => (memory::map_private(memory, state.memory_bytes), None),
+        Backing::Paged { source, options } => (
+            memory::map_anonymous(state.memory_bytes),
+            Some(PendingPager { source, options }),
+        ),
+    };
+    let memory = memory.map_err(host(format!(
         "cannot map {} MiB of guest memory",
         state.memory_bytes >> 20
     )))?;
@@ -204,6 +269,7 @@ pub(super) fn restore(
             kick_signal: config.kick_signal,
             vcpus,
             time: Some(SavedTime(Arc::clone(prepared))),
+            pager,
         },
         |index, vcpu| match prepared.vcpus.get(usize::from(index)) {
             Some(state) => state::restore_vcpu(vcpu, state),

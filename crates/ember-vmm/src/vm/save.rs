@@ -2,12 +2,15 @@
 
 use std::io;
 
+use ember_snapshot::pager::{self, Pager};
 use ember_snapshot::state::VmState;
+use ember_snapshot::{PageSet, WorkingSet};
 use kvm_ioctls::Kvm;
 
 use super::{OutOfMemoryRange, Vm};
-use crate::arch::{self, state};
-use crate::memory::{self, Touched};
+use crate::arch;
+use crate::arch::state::{self, VcpuFeatures};
+use crate::memory;
 
 /// The state of a VM cannot be taken.
 #[derive(Debug, thiserror::Error)]
@@ -56,21 +59,30 @@ impl Vm {
     /// # Errors
     /// If it is not paused, or KVM refuses a part of its state.
     pub fn save(&self) -> Result<VmState, SaveError> {
+        let features = self.vcpu_features()?;
+        self.save_with(&features)
+    }
+
+    /// What a vCPU consists of, which can be known before the VM is paused.
+    pub(super) fn vcpu_features(&self) -> Result<VcpuFeatures, SaveError> {
+        let kvm = Kvm::new().map_err(SaveError::Kvm)?;
+        state::vcpu_features(&kvm, self.vm.fd()).map_err(host("KVM"))
+    }
+
+    pub(super) fn save_with(&self, features: &VcpuFeatures) -> Result<VmState, SaveError> {
         let _transition = self.transition();
         if !self.control.is_paused() {
             return Err(SaveError::NotPaused);
         }
-        let kvm = Kvm::new().map_err(SaveError::Kvm)?;
         // The devices first: what they still had to do would be in the interrupt chips.
         let virtio = self.bus.virtio.iter().map(|device| device.save()).collect();
         let serial = self.bus.serial.save();
-        let features = state::vcpu_features(&kvm, self.vm.fd()).map_err(host("KVM"))?;
         let vcpus = self
             .vcpus
             .iter()
             .enumerate()
             .map(|(index, vcpu)| {
-                state::save_vcpu(&vcpu.lock(), &features).map_err(host(format!("vCPU {index}")))
+                state::save_vcpu(&vcpu.lock(), features).map_err(host(format!("vCPU {index}")))
             })
             .collect::<Result<Vec<_>, _>>()?;
         let chips = state::save_chips(self.vm.fd()).map_err(host("the interrupt chips"))?;
@@ -102,13 +114,36 @@ impl Vm {
 
     /// Prepares the VM for touching what `touched` says, before it runs: the pages are copied or
     /// mapped now, all at once, and not one by one when the guest waits for each. It changes nothing
-    /// but how long things take.
-    pub fn prefetch(&self, touched: &Touched) {
+    /// but how long things take, so that nobody is told what could not be done.
+    pub fn prefetch(&self, touched: &WorkingSet) {
         let _transition = self.transition();
-        memory::populate(self.vm.memory(), touched);
+        let mapped = memory::mapping(self.vm.memory())
+            .map_err(|error| error.to_string())
+            .and_then(|mapping| {
+                pager::prefetch(&mapping, touched).map_err(|error| error.to_string())
+            });
+        if let Err(error) = mapped {
+            tracing::debug!(error, "a guest's working set cannot be mapped ahead");
+        }
         if let Some(vcpu) = self.vcpus.first().filter(|_| self.control.is_paused()) {
             memory::map_for_guest(&vcpu.lock(), self.vm.memory(), touched);
         }
+    }
+
+    /// What the guest has touched since it was restored, if it is [paged](crate::Backing::Paged)
+    /// without a window around each page: exactly that. What it wrote cannot be told from what it
+    /// read then.
+    pub fn paged_in(&self) -> Option<PageSet> {
+        self.pager.as_ref().map(Pager::filled)
+    }
+
+    /// Which pages of its memory are no longer what they were when the VM was made.
+    ///
+    /// # Errors
+    /// If this process cannot see its own page tables.
+    pub fn changed_pages(&self) -> io::Result<PageSet> {
+        let mapping = memory::mapping(self.vm.memory())?;
+        pager::changed_pages(&mapping).map_err(io::Error::other)
     }
 
     /// Where the guest's memory is in this process.

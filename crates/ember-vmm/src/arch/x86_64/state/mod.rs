@@ -16,7 +16,7 @@ mod xsave;
 pub(crate) use prepare::{PreparedChips, PreparedVcpu, prepare};
 use requirements::Unsupported;
 pub(crate) use restore::{restore_chips, restore_clock, restore_time, restore_vcpu};
-pub(crate) use save::{save_chips, save_clock, save_vcpu, vcpu_features};
+pub(crate) use save::{VcpuFeatures, save_chips, save_clock, save_vcpu, vcpu_features};
 
 /// The time stamp counter.
 const MSR_IA32_TSC: u32 = 0x10;

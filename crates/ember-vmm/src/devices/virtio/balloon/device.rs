@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use ember_snapshot::state::{BalloonState, DeviceState};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -64,6 +64,8 @@ pub(super) struct Shared {
     pub(super) actual: AtomicU32,
     /// Bytes given back because the guest reported them.
     pub(super) reported: AtomicU64,
+    /// Nothing is given back at the moment.
+    pub(super) keep: AtomicBool,
     changed: EventFd,
 }
 
@@ -83,6 +85,7 @@ impl BalloonDevice {
             target: AtomicU32::new(0),
             actual: AtomicU32::new(0),
             reported: AtomicU64::new(0),
+            keep: AtomicBool::new(false),
             changed: EventFd::from_value_and_flags(0, flags)?,
         });
         let handle = BalloonHandle {
@@ -168,12 +171,15 @@ impl VirtioDevice for BalloonDevice {
             return;
         };
         let turn = match index {
-            INFLATE => active.serve(index, inflate),
+            INFLATE => {
+                let keep = &self.shared.keep;
+                active.serve(index, |memory, chain| inflate(memory, chain, keep))
+            }
             // The guest takes a page by touching it: there is nothing to do before.
             DEFLATE => active.serve(index, |_, _| Ok(0)),
             REPORTING => {
-                let reported = &self.shared.reported;
-                active.serve(index, |memory, chain| Ok(report(memory, chain, reported)))
+                let shared = &self.shared;
+                active.serve(index, |memory, chain| Ok(report(memory, chain, shared)))
             }
             _ => Turn::Done,
         };
@@ -247,7 +253,7 @@ impl Drop for BalloonDevice {
 }
 
 /// Gives back the pages that `chain` lists by number.
-fn inflate(memory: &GuestMemory, chain: &Chain) -> Result<u32, QueueError> {
+fn inflate(memory: &GuestMemory, chain: &Chain, keep: &AtomicBool) -> Result<u32, QueueError> {
     let length = chain.readable.len();
     if length > MAX_REQUEST {
         return Err(QueueError::Request("too many page numbers at once"));
@@ -269,7 +275,7 @@ fn inflate(memory: &GuestMemory, chain: &Chain) -> Result<u32, QueueError> {
             *number = u32::from_le_bytes(*word);
         }
         for range in coalesce(numbers) {
-            discard(memory, range);
+            discard(memory, range, keep);
         }
         done += batch as u32;
     }
@@ -277,10 +283,10 @@ fn inflate(memory: &GuestMemory, chain: &Chain) -> Result<u32, QueueError> {
 }
 
 /// Gives back the free memory that `chain` consists of.
-fn report(memory: &GuestMemory, chain: &Chain, reported: &AtomicU64) -> u32 {
+fn report(memory: &GuestMemory, chain: &Chain, shared: &Shared) -> u32 {
     for range in chain.writable.iter().filter_map(whole_pages) {
-        if discard(memory, range) {
-            reported.fetch_add(range.length, Ordering::SeqCst);
+        if discard(memory, range, &shared.keep) {
+            shared.reported.fetch_add(range.length, Ordering::SeqCst);
         }
     }
     0
@@ -288,7 +294,10 @@ fn report(memory: &GuestMemory, chain: &Chain, reported: &AtomicU64) -> u32 {
 
 /// Gives `range` back if the guest has it. If not, the guest is wrong; if the host refuses, memory
 /// is not saved. Neither is a reason to stop.
-fn discard(memory: &GuestMemory, range: PageRange) -> bool {
+fn discard(memory: &GuestMemory, range: PageRange, keep: &AtomicBool) -> bool {
+    if keep.load(Ordering::SeqCst) {
+        return false;
+    }
     give_back(memory, range)
         .inspect_err(|error| {
             tracing::debug!(%error, ?range, "guest memory cannot be given back");

@@ -53,6 +53,11 @@ impl BalloonHandle {
         self.shared.wake();
     }
 
+    /// While `keep`, what the guest gives back stays where it is, and is lost to the host.
+    pub(crate) fn keep_memory(&self, keep: bool) {
+        self.shared.keep.store(keep, Ordering::SeqCst);
+    }
+
     /// How many bytes the guest says are in the balloon.
     pub fn actual(&self) -> u64 {
         u64::from(self.shared.actual.load(Ordering::SeqCst)) * PAGE_SIZE

@@ -1,0 +1,84 @@
+//! Memory that the guest has freed is given back before its state is taken, so that it costs
+//! nothing: neither in the template nor on disk.
+//!
+//! The balloon takes it, page by page and without touching it, and lets it go again at once. To
+//! fill it with zeroes from the inside would make the guest touch all of it first; free page
+//! reporting gives back whole blocks of 2 MiB only, and two seconds late (`PAGE_REPORTING_DELAY`
+//! in Linux `mm/page_reporting.c`).
+
+use std::time::Duration;
+
+use ember_guest::host::Command;
+use ember_vmm::devices::virtio::balloon::BalloonHandle;
+use tokio::time::{Instant, sleep};
+
+use crate::error::Error;
+use crate::sandbox::Sandbox;
+
+/// What the guest keeps, in bytes: its kernel must not begin to look for memory.
+const RESERVE: u64 = 12 << 20;
+/// How often the balloon is looked at.
+const LOOK: Duration = Duration::from_millis(2);
+/// When nothing changed for so long, nothing more will.
+const STILL: Duration = Duration::from_millis(250);
+/// The longest that it may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Gives the free memory of a template's guest back. What cannot be given back only costs what it
+/// costs.
+///
+/// # Errors
+/// If the guest does not say how much is free.
+pub(super) async fn free_memory(sandbox: &Sandbox) -> Result<(), Error> {
+    let Some(balloon) = sandbox.parts()?.vm.balloon() else {
+        return Ok(());
+    };
+    let out = sandbox
+        .exec(Command::new("cat").arg("/proc/meminfo"))
+        .await?;
+    let Some(free) = free_bytes(&out.stdout.to_string_lossy()) else {
+        return Ok(());
+    };
+    if let Some(target) = free.checked_sub(RESERVE) {
+        settle(&balloon, target).await;
+        settle(&balloon, 0).await;
+    }
+    Ok(())
+}
+
+/// Asks for `target` bytes in the balloon and waits until the guest has done what it will.
+async fn settle(balloon: &BalloonHandle, target: u64) {
+    balloon.set_target(target);
+    // In whole pages, as the guest counts.
+    let target = target / 4096 * 4096;
+    let end = Instant::now() + PATIENCE;
+    let mut seen = (balloon.actual(), Instant::now());
+    while seen.0 != target && Instant::now() < end && seen.1.elapsed() < STILL {
+        sleep(LOOK).await;
+        if balloon.actual() != seen.0 {
+            seen = (balloon.actual(), Instant::now());
+        }
+    }
+}
+
+/// The bytes of `MemFree` in the text of `/proc/meminfo` (proc(5)).
+fn free_bytes(meminfo: &str) -> Option<u64> {
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemFree:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::free_bytes;
+
+    #[test]
+    fn free_memory_is_read_from_what_the_kernel_says() {
+        let text = "MemTotal:         101964 kB\nMemFree:           68840 kB\nBuffers: 0 kB\n";
+        assert_eq!(free_bytes(text), Some(68840 * 1024));
+        assert_eq!(free_bytes("MemFree: many kB\n"), None);
+        assert_eq!(free_bytes(""), None);
+    }
+}

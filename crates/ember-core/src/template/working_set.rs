@@ -1,0 +1,85 @@
+//! What a clone touches before it answers: recorded once, by clones that are made for it.
+
+use std::sync::Arc;
+
+use ember_snapshot::pager::PagerOptions;
+use ember_snapshot::{PageSet, WorkingSet};
+use ember_vmm::Backing;
+
+use super::Inner;
+use super::options::ForkOptions;
+use super::shell::Shell;
+use crate::error::{Error, ErrorKind};
+
+/// `template` with its working set.
+///
+/// # Errors
+/// If no clone of it answers: then it is no template.
+pub(super) async fn recorded(template: Inner) -> Result<Inner, Error> {
+    let template = Arc::new(template);
+    let written = touched(&template, Backing::Mapped).await?;
+    // Page by page, so that nothing is taken for touched that only was near.
+    let options = PagerOptions {
+        window_pages: 1,
+        ..PagerOptions::default()
+    };
+    let source = Arc::new(
+        template
+            .memory
+            .image()
+            .file()
+            .try_clone()
+            .map_err(|error| {
+                let message = "cannot use a template's memory";
+                Error::because(ErrorKind::Exhausted, message, error)
+            })?,
+    );
+    let paged = touched(&template, Backing::Paged { source, options }).await;
+    let read = match paged {
+        Ok(all) => all.difference(&written),
+        // A host without userfaultfd: what is written is the larger part of it.
+        Err(error) => {
+            tracing::debug!(%error, "what clones read is not recorded");
+            PageSet::new()
+        }
+    };
+    let mut template = into_inner(template).await?;
+    template.working_set = Some(WorkingSet { written, read });
+    Ok(template)
+}
+
+/// What a clone with this memory has touched when it answers: written, or, where each page is
+/// brought in when it is touched, all.
+async fn touched(template: &Arc<Inner>, backing: Backing) -> Result<PageSet, Error> {
+    let template = Arc::clone(template);
+    let shell = blocking(move || Shell::backed(template, backing)).await??;
+    let sandbox = shell.start(ForkOptions::default()).await?;
+    sandbox.ping().await?;
+    let vm = sandbox.parts()?.vm;
+    let pages = blocking(move || match vm.paged_in() {
+        Some(pages) => Ok(pages),
+        None => vm.changed_pages(),
+    })
+    .await?
+    .map_err(|error| {
+        let message = "cannot see what a clone has touched";
+        Error::because(ErrorKind::Internal, message, error)
+    });
+    sandbox.close().await;
+    pages
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        let message = "recording a working set ended unexpectedly";
+        Error::because(ErrorKind::Internal, message, error)
+    })
+}
+
+/// The clones that held it have ended.
+async fn into_inner(template: Arc<Inner>) -> Result<Inner, Error> {
+    Arc::into_inner(template)
+        .ok_or_else(|| Error::new(ErrorKind::Internal, "a clone outlived its end"))
+}
