@@ -64,6 +64,13 @@ pub enum MemoryError {
         /// The size of the second.
         found: u64,
     },
+    /// There are no huge pages for files in memory.
+    #[error(
+        "the kernel gives no huge pages for a guest's memory: it takes Linux 6.1 or later, \
+         `advise` in /sys/kernel/mm/transparent_hugepage/shmem_enabled and `madvise` in \
+         /sys/kernel/mm/transparent_hugepage/enabled, and memory that is free in pieces of 2 MiB"
+    )]
+    NoHugePages(#[source] io::Error),
     /// Pages for a layer did not come in ascending order.
     #[error("page {0} comes too late: the pages of a layer are written in ascending order")]
     Order(u64),

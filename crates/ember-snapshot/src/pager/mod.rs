@@ -9,11 +9,12 @@
 //! The faults of a guest are the kernel's own, raised inside `KVM_RUN`, and not every process may
 //! handle such: see [`PagerError::Refused`].
 //!
-//! `unsafe` is in two modules: `mapping`, which knows where a guest's memory is, and `sys`, which
-//! makes the system calls that no crate has in a safe form.
+//! `unsafe` is in three modules: `mapping`, which knows where a guest's memory is, `sys`, which makes
+//! the system calls that no crate has in a safe form, and `collapse`, which maps a file for a moment.
 
 mod bitmap;
 mod changes;
+pub(crate) mod collapse;
 mod mapping;
 mod on_demand;
 mod protect;

@@ -1,9 +1,10 @@
 //! Finding out what was touched, and touching it ahead.
 
+use ember_snapshot::memory::{MemoryBuilder, MemoryError};
 use ember_snapshot::pager::{WorkingSet, changed_pages, prefetch, touched_pages};
 
-use crate::mapping::Mapping;
-use crate::{content, image, set};
+use crate::mapping::{Mapping, PAGE};
+use crate::{bytes, content, image, set};
 
 #[test]
 fn what_was_written_to_is_changed() {
@@ -82,4 +83,43 @@ fn a_working_set_is_mapped_ahead() {
     for page in [3, 700, 300] {
         assert_eq!(second.get(page, 9), content(page, 9));
     }
+}
+
+#[test]
+fn an_image_in_huge_pages_has_the_same_content() {
+    // Something in the first, nothing in the second, one page in the third, and a rest.
+    const PAGES: usize = 4 * 512 + 100;
+    let mut builder = MemoryBuilder::new((PAGES * PAGE) as u64).unwrap();
+    builder.write(0, &bytes(300)).unwrap();
+    for page in [1100, PAGES - 1] {
+        builder.write((page * PAGE) as u64, &[7; PAGE]).unwrap();
+    }
+    let image = builder.seal().unwrap();
+    let hash = image.hash().unwrap();
+    let small = image.allocated_bytes().unwrap();
+    assert_eq!(small, 302 * PAGE as u64);
+    let huge = match image.use_huge_pages() {
+        Ok(huge) => huge,
+        // A kernel without says so, and has done no harm.
+        Err(error) => {
+            assert!(matches!(error, MemoryError::NoHugePages(_)), "{error}");
+            assert!(error.to_string().contains("shmem_enabled"), "{error}");
+            println!(
+                "no huge pages here: {}",
+                std::error::Error::source(&error).unwrap()
+            );
+            assert!(std::env::var_os("EMBER_LAB").is_none(), "the lab has them");
+            assert_eq!(image.compute_hash().unwrap(), hash);
+            return;
+        }
+    };
+    assert_eq!(huge, 4 << 20);
+    assert_eq!(image.allocated_bytes().unwrap(), (4 << 20) + PAGE as u64);
+    assert_eq!(image.compute_hash().unwrap(), hash);
+    // A clone copies small pages.
+    let memory = Mapping::private(image.file(), PAGES);
+    memory.set(5, 1, 9);
+    assert_eq!(changed_pages(&memory.guest()).unwrap(), set(&[(5, 1)]));
+    assert_eq!(memory.get(299, 1), content(299, 1));
+    assert_eq!(image.compute_hash().unwrap(), hash);
 }
