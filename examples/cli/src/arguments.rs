@@ -43,7 +43,10 @@ pub(crate) struct Common {
     /// How much memory the guest has, in MiB.
     #[arg(long, global = true, value_name = "MIB", default_value = "256", value_parser = mebibytes)]
     pub(crate) memory: ByteSize,
-    /// Show the guest's console on standard error.
+    /// Boot a guest, rather than clone the template that is kept of such guests.
+    #[arg(long, global = true)]
+    pub(crate) boot: bool,
+    /// Show the guest's console on standard error. Boots a guest.
     #[arg(long, global = true)]
     pub(crate) console: bool,
 }
@@ -58,6 +61,9 @@ pub(crate) enum Task {
     Shell(Shell),
     /// Clone a running guest, and run a command in each of the clones.
     Fork(Fork),
+    /// Templates: guests that were booted once, and are cloned from then on.
+    #[command(subcommand)]
+    Template(Template),
     /// Say what this host can do, and what to change.
     Doctor,
     /// Measure how long things take on this host.
@@ -150,6 +156,41 @@ pub(crate) struct Fork {
         allow_hyphen_values = true
     )]
     pub(crate) words: Vec<OsString>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Template {
+    /// Build the template of such guests, unless it is there.
+    Build(Build),
+    /// List the templates that are kept.
+    Ls,
+    /// Say what a template was made from.
+    Show {
+        /// Its key, or how it begins.
+        key: String,
+    },
+    /// Remove templates.
+    Rm(Remove),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Build {
+    /// A command to run before the guest is saved, by its shell and as its root.
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) prepare: Vec<String>,
+    /// A program to run before the guest is saved, after the commands.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) warm_up: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Remove {
+    /// Their keys, or how these begin.
+    #[arg(value_name = "KEY", required_unless_present = "all")]
+    pub(crate) keys: Vec<String>,
+    /// Remove all that are kept.
+    #[arg(long, conflicts_with = "keys")]
+    pub(crate) all: bool,
 }
 
 #[derive(Debug, Args)]

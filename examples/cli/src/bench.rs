@@ -32,7 +32,7 @@ async fn measure(options: &Bench, common: &Common, host: &Host) -> Result<ExitCo
     let mut figures = Vec::new();
     guests(common, samples, &mut figures).await?;
     let begun = Instant::now();
-    let template = template(common)?.build().await?;
+    let template = template(common)?.cached(false).build().await?;
     let built = begun.elapsed();
     figures.push(figure(
         "template.build",

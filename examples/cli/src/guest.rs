@@ -1,4 +1,4 @@
-//! The guest of one invocation: booted, used, and always closed, also by Ctrl-C.
+//! The guest of one invocation: cloned or booted, used, and always closed, also by Ctrl-C.
 
 use std::future::Future;
 use std::io::{self, Write};
@@ -11,8 +11,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::arguments::Common;
 use crate::progress;
 
-/// Boots a guest, does `work` in it, closes it, and says the exit status. A signal that asks this
+/// Has a guest, does `work` in it, closes it, and says the exit status. A signal that asks this
 /// process to end does so after the guest was closed.
+///
+/// The guest is a clone of the template that is kept of such guests, which is built if it is not
+/// there.
 pub(crate) async fn with_guest<F>(
     common: &Common,
     work: impl FnOnce(Sandbox) -> F,
@@ -21,7 +24,11 @@ where
     F: Future<Output = (Sandbox, Result<ExitCode>)>,
 {
     until_signal(async {
-        let sandbox = guest(common)?.boot().await?;
+        let sandbox = if common.boot || common.console {
+            guest(common)?.boot().await?
+        } else {
+            template(common)?.build().await?.fork().await?
+        };
         let (sandbox, outcome) = work(sandbox).await;
         sandbox.close().await;
         outcome
@@ -63,7 +70,9 @@ pub(crate) fn guest(common: &Common) -> Result<SandboxBuilder> {
 /// Describes a template whose guests are as `common` says.
 pub(crate) fn template(common: &Common) -> Result<TemplateBuilder> {
     if common.console {
-        bail!("--console shows the console of one guest: it is for run, exec and shell");
+        bail!(
+            "--console shows the console of a guest that is booted: it is for run, exec and shell"
+        );
     }
     let mut builder = Template::builder(common.image.clone())
         .assets(assets()?)
@@ -78,7 +87,8 @@ pub(crate) fn template(common: &Common) -> Result<TemplateBuilder> {
     Ok(builder)
 }
 
-fn assets() -> Result<Assets> {
+/// What this user has, with progress shown.
+pub(crate) fn assets() -> Result<Assets> {
     Ok(Assets::of_user()?.with_progress(progress::to_stderr()))
 }
 

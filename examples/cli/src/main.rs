@@ -14,6 +14,7 @@ mod report;
 mod run;
 mod shell;
 mod streams;
+mod template;
 
 use std::process::ExitCode;
 
@@ -42,6 +43,7 @@ fn perform(arguments: &Arguments) -> Result<ExitCode> {
         Task::Exec(options) => runtime.block_on(exec::exec(options, common)),
         Task::Shell(options) => runtime.block_on(shell::shell(options, common)),
         Task::Fork(options) => runtime.block_on(fork::fork(options, common)),
+        Task::Template(action) => runtime.block_on(template::template(action, common)),
         Task::Doctor => doctor::doctor(common),
         Task::Bench(options) => runtime.block_on(bench::bench(options, common)),
         Task::Prepare(options) => prepare::prepare(options, common),

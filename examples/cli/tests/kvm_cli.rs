@@ -35,6 +35,8 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn a_program_is_run_and_only_its_output_is_printed() {
+    // What takes long is said on standard error, and the first run may.
+    assert!(ember(&["template", "build"]).status().unwrap().success());
     let output = ember(&["run", "--lang", "python", "-c", "print(6*7)"])
         .output()
         .unwrap();
@@ -274,6 +276,79 @@ fn clones_run_a_command_and_are_not_twins() {
         assert_eq!(clone["output"]["stdout"], "x\n");
         assert!(clone["fork_ms"].as_f64().unwrap() > 0.0);
     }
+}
+
+#[test]
+fn templates_are_built_listed_shown_and_removed() {
+    // Of its own, so that no other test uses or removes them; kernel and image are the user's.
+    let directory = tempfile::tempdir().unwrap();
+    let cache = directory.path().join("cache");
+    fs::create_dir(&cache).unwrap();
+    let of_user = ember(&["--json", "doctor"]).output().unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&of_user.stdout).unwrap();
+    let findings = json["findings"].as_array().unwrap();
+    let found = findings
+        .iter()
+        .find(|finding| finding["subject"] == "cache");
+    let found = found.unwrap()["found"].as_str().unwrap();
+    let place = found.split(": ").next().unwrap();
+    for kind in ["kernels", "images"] {
+        std::os::unix::fs::symlink(format!("{place}/{kind}"), cache.join(kind)).unwrap();
+    }
+    let run = |arguments: &[&str]| {
+        let output = ember(arguments).env("EMBER_CACHE", &cache).output();
+        let output = output.unwrap();
+        (
+            output.status.code(),
+            text(&output.stdout),
+            text(&output.stderr),
+        )
+    };
+    let keys = || {
+        let (status, stdout, _) = run(&["--json", "template", "ls"]);
+        assert_eq!(status, Some(0));
+        let json: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+        let keys = json.as_array().unwrap().iter();
+        keys.map(|template| template["key"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(keys(), [""; 0]);
+
+    let build = ["template", "build", "--prepare", "echo once > /prepared"];
+    let (status, stdout, stderr) = run(&build);
+    assert_eq!(status, Some(0), "{stderr}");
+    assert!(stdout.contains("clones share"), "{stdout}");
+    let first = keys();
+    assert_eq!(first.len(), 1);
+    // The same is there, another is built by the first run that needs it.
+    assert_eq!(run(&build).0, Some(0));
+    assert_eq!(keys(), first);
+    let arguments = ["exec", "--", "sh", "-c", "test ! -e /prepared; echo $?"];
+    assert_eq!(run(&arguments).1, "0\n");
+    assert_eq!(keys().len(), 2);
+    // A guest that is booted needs none.
+    assert_eq!(
+        run(&["--boot", "--vcpus", "2", "exec", "--", "nproc"]).1,
+        "2\n"
+    );
+    assert_eq!(keys().len(), 2);
+
+    let (status, stdout, _) = run(&["template", "show", &first[0][..10]]);
+    assert_eq!(status, Some(0));
+    assert!(
+        stdout.contains(&first[0]) && stdout.contains("echo once"),
+        "{stdout}"
+    );
+    let (_, stdout, _) = run(&["template", "ls"]);
+    assert!(stdout.contains("256 MiB"), "{stdout}");
+
+    let (status, _, stderr) = run(&["template", "rm", &first[0], "no-such"]);
+    assert_eq!(status, Some(125), "{stderr}");
+    assert_eq!(keys().len(), 2, "half of it was done");
+    assert_eq!(run(&["template", "rm", &first[0]]).0, Some(0));
+    assert_eq!(keys().len(), 1);
+    assert_eq!(run(&["template", "rm", "--all"]).0, Some(0));
+    assert_eq!(keys(), [""; 0]);
 }
 
 #[test]
