@@ -4,14 +4,14 @@
 //! into `outgoing` and wake the driver; the driver puts what arrives where the handles find it
 //! and wakes them. Nothing here does I/O.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use super::Closed;
+use super::channel::Channel;
 use crate::protocol::{
-    EncodeError, ErrorCode, Failure, Frame, Kind, Malformed, Message, Outcome, Spawn, Stream,
-    WINDOW,
+    EncodeError, ErrorCode, Failure, Frame, Kind, Malformed, Message, Stream, WINDOW,
 };
 
 /// With more than this waiting to be written, who has bulk to send waits.
@@ -112,118 +112,6 @@ pub(super) struct State {
     last_request: u32,
     channels: HashMap<u32, Channel>,
     answers: HashMap<u32, Answer>,
-}
-
-/// One command, as the host sees it.
-#[derive(Debug)]
-pub(super) struct Channel {
-    pub(super) started: Option<Result<u32, Failure>>,
-    pub(super) outcome: Option<Outcome>,
-    /// It is a runner, and warm.
-    pub(super) warm: bool,
-    /// Who waits for `started`, `outcome` or `warm`.
-    waiter: Option<Waker>,
-    pub(super) stdin: Outgoing,
-    pub(super) stdout: Incoming,
-    pub(super) stderr: Incoming,
-    /// How many of `Process` and its streams are left.
-    handles: usize,
-}
-
-/// Standard input, on its way to the guest.
-#[derive(Debug)]
-pub(super) struct Outgoing {
-    pub(super) credit: u32,
-    pub(super) closed: bool,
-    pub(super) waker: Option<Waker>,
-}
-
-/// An output, as far as it has come.
-#[derive(Debug)]
-pub(super) struct Incoming {
-    pub(super) buffer: VecDeque<u8>,
-    /// What the agent may still send.
-    window: u32,
-    /// What has been read since the window was last opened.
-    consumed: u32,
-    pub(super) ended: bool,
-    /// Nobody will read it: what comes is dropped.
-    pub(super) discard: bool,
-    pub(super) waker: Option<Waker>,
-}
-
-impl Incoming {
-    fn new() -> Self {
-        Self {
-            buffer: VecDeque::new(),
-            window: WINDOW,
-            consumed: 0,
-            ended: false,
-            discard: false,
-            waker: None,
-        }
-    }
-
-    /// Counts bytes as read. Says by how much to open the window, in steps large enough to not
-    /// cost a frame for every read and small enough to never let the sender run dry.
-    fn consume(&mut self, bytes: usize) -> Option<u32> {
-        // At most what the buffer held, which the window bounds.
-        self.consumed += bytes as u32;
-        if self.ended || self.consumed < WINDOW / 2 {
-            return None;
-        }
-        let bytes = std::mem::take(&mut self.consumed);
-        self.window += bytes;
-        Some(bytes)
-    }
-}
-
-impl Channel {
-    fn new(spawn: &Spawn) -> Self {
-        let piped = spawn.wants_stdin();
-        let mut stderr = Incoming::new();
-        // A terminal's output is all on stdout, and the agent sends no end for the other.
-        stderr.ended = spawn.pty.is_some();
-        Self {
-            started: None,
-            outcome: None,
-            warm: false,
-            waiter: None,
-            stdin: Outgoing {
-                credit: WINDOW,
-                closed: !piped,
-                waker: None,
-            },
-            stdout: Incoming::new(),
-            stderr,
-            handles: 0,
-        }
-    }
-
-    pub(super) fn output(&mut self, stream: Stream) -> &mut Incoming {
-        match stream {
-            Stream::Stderr => &mut self.stderr,
-            _ => &mut self.stdout,
-        }
-    }
-
-    /// The agent has said its last word about it.
-    fn finished(&self) -> bool {
-        match self.started {
-            Some(Err(_)) => true,
-            _ => self.outcome.is_some() && self.stdout.ended && self.stderr.ended,
-        }
-    }
-
-    fn take_wakers(&mut self) -> impl Iterator<Item = Waker> + use<> {
-        let wakers = [
-            self.waiter.take(),
-            self.stdin.waker.take(),
-            self.stdout.waker.take(),
-            self.stderr.waker.take(),
-        ];
-        wakers.into_iter().flatten()
-    }
 }
 
 /// Keeps the waker of the task that polls, so that it alone is woken.
@@ -425,6 +313,7 @@ impl State {
             request,
             Channel {
                 handles: 1,
+                cold: matches!(message, Message::Warm(_)),
                 ..Channel::new(spawn)
             },
         );
@@ -637,7 +526,8 @@ impl State {
                 channel.stdin.closed = true;
                 self.wakers.extend(channel.stdin.waker.take());
             }
-            Message::Warmed if !channel.warm => {
+            Message::Warmed if channel.cold => {
+                channel.cold = false;
                 channel.warm = true;
                 self.wakers.extend(channel.waiter.take());
             }

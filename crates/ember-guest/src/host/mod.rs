@@ -8,6 +8,7 @@
 //! What the agent sends is not trusted: a breach of the protocol ends the connection, and what it
 //! can make this side hold is bounded.
 
+mod channel;
 mod command;
 mod driver;
 mod error;

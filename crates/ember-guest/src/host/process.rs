@@ -9,7 +9,8 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::link::{Channel, Link, State, keep_waker};
+use super::channel::Channel;
+use super::link::{Link, State, keep_waker};
 use super::{Closed, Command, Error, RunnerId, WarmCommand, WarmRunner};
 use crate::protocol::{
     ErrorCode, Failure, MAX_DATA, MAX_MESSAGE, Message, Outcome, PtySize, Stream,

@@ -64,7 +64,8 @@ impl Puppet {
 async fn pair() -> (Agent, Puppet) {
     let (host, agent) = tokio::io::duplex(1 << 20);
     let mut puppet = Puppet::new(agent);
-    puppet.send(0, &Message::Hello(Hello::ours(0))).await;
+    let hello = Hello::ours(FEATURE_FREEZE | FEATURE_WARM);
+    puppet.send(0, &Message::Hello(hello)).await;
     let agent = Agent::connect(host).await.unwrap();
     puppet.expect(Kind::Hello).await;
     (agent, puppet)
@@ -82,6 +83,16 @@ async fn running() -> (Agent, Puppet, Process, u32) {
     let process = process.unwrap();
     assert_eq!((process.pid(), process.id()), (7, request));
     (agent, puppet, process, request)
+}
+
+impl Agent {
+    async fn ping_with(&self, puppet: &mut Puppet) {
+        let (pinged, ()) = tokio::join!(self.ping(), async {
+            let request = puppet.expect(Kind::Ping).await;
+            puppet.send(request, &Message::Pong).await;
+        });
+        pinged.unwrap();
+    }
 }
 
 fn outcome() -> Outcome {
@@ -157,6 +168,10 @@ async fn a_breach_ends_everything() {
             1,
             &Message::Error(Failure::new(ErrorCode::NotFound, "late")),
         ),
+        bytes(1, &Message::Warmed),
+        bytes(9, &Message::Frozen),
+        bytes(9, &Message::Thawed),
+        bytes(9, &Message::Identified),
         bytes(9, &Message::Pong),
         bytes(9, &Message::PoweringOff),
         // What only a host sends.
@@ -229,6 +244,61 @@ async fn a_breach_ends_everything() {
         };
         timeout(Duration::from_secs(10), all).await.unwrap();
     }
+}
+
+/// Whoever is frozen says nothing: a machine that was saved then could not be told from one that
+/// was saved in the middle of a word.
+#[tokio::test]
+async fn a_frozen_agent_that_speaks_is_no_agent() {
+    for word in [
+        bytes(
+            1,
+            &Message::Data {
+                stream: Stream::Stdout,
+                bytes: b"x",
+                end: false,
+            },
+        ),
+        bytes(1, &Message::Exited(outcome())),
+        bytes(9, &Message::Frozen),
+        bytes(9, &Message::Thawed),
+    ] {
+        let (agent, mut puppet, process, request) = running().await;
+        assert_eq!(request, 1);
+        let (frozen, ()) = tokio::join!(agent.freeze(FreezeOptions::default()), async {
+            let request = puppet.expect(Kind::Freeze).await;
+            puppet.send(request, &Message::Frozen).await;
+        });
+        frozen.unwrap();
+        // Held back for as long as it is frozen.
+        process.kill();
+        agent.ping_with(&mut puppet).await;
+        puppet.raw(&word).await;
+        let closed = timeout(Duration::from_secs(10), agent.closed())
+            .await
+            .unwrap();
+        assert!(matches!(closed, Closed::Malformed(_)), "{closed:?}");
+    }
+}
+
+/// What was said during the silence is said after it, in its order.
+#[tokio::test]
+async fn what_is_held_back_follows_the_thaw() {
+    let (agent, mut puppet, process, request) = running().await;
+    let (frozen, ()) = tokio::join!(agent.freeze(FreezeOptions::default()), async {
+        let request = puppet.expect(Kind::Freeze).await;
+        puppet.send(request, &Message::Frozen).await;
+    });
+    frozen.unwrap();
+    process.signal(10).unwrap();
+    process.kill();
+    let (thawed, ()) = tokio::join!(agent.thaw(), async {
+        let request = puppet.expect(Kind::Thaw).await;
+        puppet.send(request, &Message::Thawed).await;
+    });
+    thawed.unwrap();
+    assert_eq!(puppet.expect(Kind::Signal).await, request);
+    assert_eq!(puppet.expect(Kind::Kill).await, request);
 }
 
 #[tokio::test]
