@@ -107,7 +107,7 @@ fn timed(ember: &Path, arguments: &[&str]) -> Result<(u8, String)> {
         .with_context(|| format!("starting {}", ember.display()))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     print!("{text}");
-    println!("({:.2} s, boot and all)", started.elapsed().as_secs_f64());
+    println!("({:.2} s in all)", started.elapsed().as_secs_f64());
     Ok((lab::init::shell_status(output.status), text))
 }
 
