@@ -30,6 +30,7 @@ pub(crate) fn to_stderr() -> Progress {
             } if *elapsed >= LONG => {
                 writeln!(stderr, "ember: {step} took {:.1} s", elapsed.as_secs_f64())
             }
+            Event::Noticed { message } => writeln!(stderr, "ember: {message}"),
             _ => Ok(()),
         };
     })
