@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ember_guest::host::{Command, Stdin};
+use ember_guest::host::{Command, Stdin, WarmCommand};
 
 use crate::error::{Error, ErrorKind};
 use crate::language::{Account, Language};
@@ -59,6 +59,21 @@ pub(crate) struct Program {
     pub(crate) file: Option<(String, Vec<u8>)>,
     pub(crate) command: Command,
     pub(crate) input: Vec<u8>,
+    /// The same for a guest that keeps the language's interpreter warm.
+    pub(crate) warm: Option<WarmProgram>,
+}
+
+/// Code for an interpreter that is kept warm.
+#[derive(Debug, Clone)]
+pub(crate) struct WarmProgram {
+    /// The language, which is also the runner's name.
+    pub(crate) language: String,
+    /// The program that keeps the interpreter warm.
+    pub(crate) runner: Vec<String>,
+    pub(crate) command: WarmCommand,
+    /// The text, if it is nothing but that: what a template's warm-up leaves in the interpreter.
+    pub(crate) setup: Option<String>,
+    pub(crate) timeout: Option<Duration>,
 }
 
 impl Code {
@@ -226,16 +241,26 @@ impl Code {
         unique: u64,
     ) -> Result<Program, Error> {
         let language = self.find_language(languages)?.clone();
+        let is_plain = self.arguments.is_empty()
+            && self.environment.is_empty()
+            && self.user.is_none()
+            && self.directory.is_none()
+            && matches!(self.stdin, Input::Null);
         let mut command = Command::from_argv(&language.interpreter);
+        let mut warm;
+        let mut setup = None;
         let mut file = None;
         match self.source {
             Source::Text { text, .. } if text.len() <= INLINE_MAX && !text.contains('\0') => {
+                warm = WarmCommand::code(text.clone());
+                setup = is_plain.then(|| text.clone());
                 command = command.arg(language.inline).arg(text);
             }
             Source::Text { text, .. } => {
                 let extension = language.extensions.first().map_or("txt", String::as_str);
                 let path = format!("/tmp/program-{unique}.{extension}");
                 command = command.arg(&path);
+                warm = WarmCommand::file(&path);
                 file = Some((path, text.into_bytes()));
             }
             Source::File { path, .. } => {
@@ -249,17 +274,22 @@ impl Code {
                     None => format!("{}/program-{unique}", account.home),
                 };
                 command = command.arg(&inside);
+                warm = WarmCommand::file(&inside);
                 file = Some((inside, bytes));
             }
         }
+        // A runner's programs run as who the runner is.
+        let is_accounts = self.user.is_none();
+        let directory = self
+            .directory
+            .unwrap_or_else(|| account.home.clone().into());
+        warm = warm.args(self.arguments.clone()).current_dir(&directory);
         command = command
             .args(self.arguments)
             .user(self.user.unwrap_or_else(|| account.user.clone().into()))
-            .current_dir(
-                self.directory
-                    .unwrap_or_else(|| account.home.clone().into()),
-            );
+            .current_dir(directory);
         for (name, value) in self.environment {
+            warm = warm.env(&name, &value);
             command = command.env(name, value);
         }
         if let Some(timeout) = self.timeout {
@@ -269,17 +299,28 @@ impl Code {
             Input::Null => Vec::new(),
             Input::Piped => {
                 command = command.stdin(Stdin::Piped);
+                warm = warm.stdin(Stdin::Piped);
                 Vec::new()
             }
             Input::Bytes(bytes) => {
                 command = command.stdin(Stdin::Piped);
+                warm = warm.stdin(Stdin::Piped);
                 bytes
             }
         };
+        let is_warmable = is_accounts && !language.runner.is_empty();
+        let warm = is_warmable.then_some(WarmProgram {
+            language: language.name,
+            runner: language.runner,
+            command: warm,
+            setup,
+            timeout: self.timeout,
+        });
         Ok(Program {
             file,
             command,
             input,
+            warm,
         })
     }
 }

@@ -7,7 +7,8 @@ use common::runtime;
 use std::time::Duration;
 
 use ember_core::{
-    ByteSize, Code, Command, ErrorKind, ForkOptions, Image, Kernel, Pool, Template, TemplateBuilder,
+    ByteSize, Code, Command, ErrorKind, ForkOptions, Image, Kernel, Pool, Status, Template,
+    TemplateBuilder,
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -125,5 +126,49 @@ fn a_pool_hands_out_clones_and_makes_others() {
         next.ping().await.unwrap();
         drop((taken, next));
         assert_eq!(pool.drain(PATIENCE).await, 0);
+    });
+}
+
+#[test]
+fn programs_start_in_the_interpreter_that_was_warmed_up() {
+    runtime().block_on(async {
+        let setup = "import random, numpy";
+        let template = builder()
+            .warm_up(Code::python(setup))
+            .build()
+            .await
+            .unwrap();
+        let program = "import sys, random, uuid, secrets, ssl\n\
+            print('numpy' in sys.modules, __name__)\n\
+            import numpy\n\
+            print(random.random(), numpy.random.random(), uuid.uuid4(), secrets.token_hex(8),\n\
+                  ssl.RAND_bytes(8).hex())";
+        let mut seen = std::collections::HashSet::new();
+        let clones = template.fork_many(3).await.unwrap();
+        for clone in &clones {
+            // Twice in the same clone: each run is a process of its own.
+            for _ in 0..2 {
+                let out = clone.run(Code::python(program)).await.unwrap();
+                assert!(out.success(), "{out:?}");
+                let text = out.stdout.to_string_lossy().into_owned();
+                let mut lines = text.lines();
+                assert_eq!(lines.next(), Some("True __main__"), "{out:?}");
+                for word in lines.next().unwrap().split(' ') {
+                    assert!(seen.insert(word.to_owned()), "{word} came twice");
+                }
+            }
+            let out = clone
+                .run(Code::python("import sys; sys.exit(3)"))
+                .await
+                .unwrap();
+            assert_eq!(out.outcome.status, Status::Exited(3));
+            let out = clone.run(Code::python("1 / 0")).await.unwrap();
+            assert_eq!(out.outcome.status, Status::Exited(1));
+            let errors = out.stderr.to_string_lossy().into_owned();
+            assert!(
+                errors.ends_with("ZeroDivisionError: division by zero\n"),
+                "{errors}"
+            );
+        }
     });
 }

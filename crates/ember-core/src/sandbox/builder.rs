@@ -351,6 +351,7 @@ impl SandboxBuilder {
             kick_signal: self.kick_signal,
             settings,
             origin,
+            runners: Vec::new(),
         };
         Ok((machine, fixture))
     }

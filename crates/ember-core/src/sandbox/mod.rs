@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ember_guest::host::{self, Agent, Command, Stdin};
+use ember_guest::host::{self, Agent, Command, RunnerId, Stdin};
 use ember_guest::protocol::ErrorCode;
 use ember_vmm::{Ended, Vm};
 
@@ -18,7 +18,7 @@ pub use builder::SandboxBuilder;
 pub use process::Process;
 
 use crate::assets::{Image, ReadyImage};
-use crate::code::{Code, Program};
+use crate::code::{Code, Program, WarmProgram};
 use crate::error::{Error, ErrorKind};
 use crate::language::Language;
 use crate::output::Output;
@@ -51,6 +51,8 @@ pub(crate) struct Fixture {
     pub(crate) disk: Arc<File>,
     pub(crate) kick_signal: Option<i32>,
     pub(crate) settings: Settings,
+    /// The languages whose interpreters are kept warm in the guest.
+    pub(crate) runners: Vec<String>,
     /// What the guest was made from.
     pub(crate) origin: Arc<Origin>,
 }
@@ -274,11 +276,33 @@ impl Sandbox {
             file,
             command,
             input,
+            warm,
         } = program;
         if let Some((path, contents)) = file {
             self.write(&path, contents).await?;
         }
-        Ok((self.spawn(command).await?, input))
+        let warm = warm.filter(|warm| self.fixture.runners.contains(&warm.language));
+        let process = match warm {
+            Some(program) => self.spawn_warm(program).await?,
+            None => self.spawn(command).await?,
+        };
+        Ok((process, input))
+    }
+
+    /// Starts a program in an interpreter that was kept warm.
+    async fn spawn_warm(&self, program: WarmProgram) -> Result<Process, Error> {
+        let limit = program.timeout.or(self.fixture.settings.timeout);
+        let mut command = program.command;
+        if let Some(limit) = limit {
+            command = command.timeout(limit);
+        }
+        let runner = RunnerId::named(program.language);
+        let started = self.agent.run_warm(&runner, command);
+        let process = match process::within(limit, &self.guest, started).await? {
+            Ok(process) => process,
+            Err(error) => return Err(self.guest.explain(error).await),
+        };
+        Ok(Process::new(process, Arc::clone(&self.guest), limit))
     }
 
     /// Puts a program's file into the guest. Not as root: what ran before may have left a link there

@@ -4,14 +4,15 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ember_guest::host::Command;
+use ember_guest::host::{Command, WarmRunner};
 use ember_guest::protocol::FreezeOptions;
 
 use super::{Inner, Origin, Template, cache, capture, give_back, working_set};
 use crate::assets::{Assets, Image, Kernel};
-use crate::code::{Code, Program};
+use crate::code::{Code, Program, WarmProgram};
 use crate::error::{Error, ErrorKind};
 use crate::output::Output;
+use crate::progress::Progress;
 use crate::sandbox::{Fixture, Prepared, Sandbox, SandboxBuilder};
 use crate::size::ByteSize;
 
@@ -88,8 +89,13 @@ impl TemplateBuilder {
         self.configure(|sandbox| sandbox.kick_signal(number))
     }
 
-    /// Runs a program before the guest is saved, as often as it is said and in that order: what it
-    /// reads is in the page cache of every clone, and what it writes is there.
+    /// Runs a program before the guest is saved, as often as it is said and in that order.
+    ///
+    /// Where the image can keep the language's interpreter warm, as the packs can, the program runs
+    /// in one that stays: all programs in that language that clones [run](Sandbox::run) start from
+    /// there, each in a process of its own, with all modules that it imported. A program with
+    /// arguments, an environment or input of its own runs by itself: what it reads is in the page
+    /// cache of every clone, and what it writes is there.
     #[must_use]
     pub fn warm_up(mut self, code: Code) -> Self {
         self.steps.push(Step::Run(code));
@@ -186,6 +192,7 @@ impl Plan {
                     file: None,
                     command,
                     input: Vec::new(),
+                    warm: None,
                 },
             };
             if let (None, Some(timeout)) = (program.command.time_limit(), timeout) {
@@ -210,6 +217,7 @@ impl Plan {
             kick_signal: self.sandbox.signal(),
             settings: self.sandbox.settings(),
             origin: Arc::new(origin),
+            runners: Vec::new(),
         }
     }
 
@@ -228,11 +236,16 @@ impl Plan {
         let boot = self.sandbox.boot_with(Some(self.prepared));
         let sandbox = progress.during("boot the template's guest", boot).await?;
         let count = self.programs.len();
+        let mut runners = Runners::default();
         for (index, program) in self.programs.into_iter().enumerate() {
-            let run = async { succeeded(index, &sandbox.run_program(program).await?) };
             let step = format!("warm up ({} of {count})", index + 1);
+            let Some(program) = runners.take_over(program) else {
+                continue;
+            };
+            let run = async { succeeded(index, &sandbox.run_program(program).await?) };
             progress.during(&step, run).await?;
         }
+        let languages = runners.start(&sandbox, &progress).await?;
         let shrink = give_back::free_memory(&sandbox);
         progress.during("give back free memory", shrink).await?;
         let options = FreezeOptions {
@@ -242,6 +255,7 @@ impl Plan {
             .during("take the guest's state", capture(&sandbox, options))
             .await?;
         inner.fixture.origin = Arc::new(origin);
+        inner.fixture.runners = languages;
         sandbox.close().await;
         let recorded = working_set::recorded(inner);
         progress
@@ -281,6 +295,64 @@ pub(super) async fn blocking<T: Send + 'static>(
             let message = format!("{what} ended unexpectedly");
             Err(Error::because(ErrorKind::Internal, message, error))
         }
+    }
+}
+
+/// The interpreters that a template keeps warm, each with what it is to have done before.
+#[derive(Debug, Default)]
+struct Runners(Vec<(WarmProgram, String)>);
+
+impl Runners {
+    /// Gives a step of the warm-up back, unless it is for an interpreter that is kept warm: then it
+    /// runs there, and leaves there what it imports.
+    fn take_over(&mut self, mut program: Program) -> Option<Program> {
+        let Some(warm) = program.warm.take_if(|warm| warm.setup.is_some()) else {
+            return Some(program);
+        };
+        let setup = warm.setup.clone().unwrap_or_default();
+        let known = self
+            .0
+            .iter_mut()
+            .find(|(other, _)| other.language == warm.language);
+        match known {
+            Some((_, text)) => {
+                text.push('\n');
+                text.push_str(&setup);
+            }
+            None => self.0.push((warm, setup)),
+        }
+        None
+    }
+
+    /// Starts them, and says the languages.
+    async fn start(self, sandbox: &Sandbox, progress: &Progress) -> Result<Vec<String>, Error> {
+        let mut languages = Vec::new();
+        for (warm, setup) in self.0 {
+            let parts = sandbox.parts()?;
+            let account = &parts.fixture.image.account;
+            let runner = WarmRunner::new(&warm.language, &warm.runner)
+                .setup(setup)
+                .user(&account.user)
+                .current_dir(&account.home);
+            let step = format!("warm up {}", warm.language);
+            let started = async {
+                match parts.agent.warm(runner).await {
+                    Ok(_) => Ok(()),
+                    Err(error) => Err(failed(sandbox.explain(error).await)),
+                }
+            };
+            progress.during(&step, started).await?;
+            languages.push(warm.language);
+        }
+        Ok(languages)
+    }
+}
+
+/// What the guest itself is to blame for stays its own.
+fn failed(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::GuestDied | ErrorKind::Closed => error,
+        _ => Error::new(ErrorKind::WarmUpFailed, error.to_string()),
     }
 }
 

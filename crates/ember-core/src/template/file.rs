@@ -76,8 +76,10 @@ fn locate_from(path: &Path) -> impl FnMut(&format::Parent) -> io::Result<PathBuf
 }
 
 impl Loaded {
-    /// The template, if this host can run it. Its clones have what is in `fixture`.
-    pub(super) fn into_inner(self, fixture: Fixture) -> Result<Inner, Error> {
+    /// The template, if this host can run it. Its clones have what is in `fixture`, but for the
+    /// interpreters that are kept warm: those are in its memory.
+    pub(super) fn into_inner(self, mut fixture: Fixture) -> Result<Inner, Error> {
+        fixture.runners.clone_from(&self.guest.runners);
         let hello = self.guest.hello();
         let contents = self.snapshot.contents;
         let file =
@@ -142,6 +144,7 @@ impl Loaded {
             kick_signal: options.kick_signal,
             settings: self.guest.settings(),
             origin: Arc::new(self.origin.clone()),
+            runners: self.guest.runners.clone(),
         };
         self.into_inner(fixture)
     }

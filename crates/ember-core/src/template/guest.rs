@@ -14,7 +14,7 @@ use crate::{Account, Language};
 
 /// The version of the section. Its encoding has no names in it, so any change to [`Guest`] is a new
 /// one.
-pub(crate) const VERSION: u16 = 1;
+pub(crate) const VERSION: u16 = 2;
 
 /// Far more than any image's languages take.
 const LIMIT: usize = 1 << 20;
@@ -45,6 +45,8 @@ pub(crate) struct Guest {
     pub(crate) account: Account,
     timeout: Option<Duration>,
     output_limit: u64,
+    /// The languages whose interpreters are kept warm.
+    pub(crate) runners: Vec<String>,
 }
 
 /// [`Hello`], whose own form is the wire's.
@@ -70,6 +72,7 @@ impl Guest {
             account: fixture.image.account.clone(),
             timeout: fixture.settings.timeout,
             output_limit: fixture.settings.output_limit as u64,
+            runners: fixture.runners.clone(),
         }
     }
 

@@ -24,17 +24,19 @@ fn guest() -> Guest {
         },
         timeout: Some(Duration::from_millis(1500)),
         output_limit: 1 << 20,
+        runners: vec!["python".to_owned()],
     }
 }
 
 /// Templates on disk have this: do not just update it, but raise `VERSION`.
-const GOLDEN: &[u8] = b"\x01\0\
+const GOLDEN: &[u8] = b"\x02\0\
     \x01\x01\x07\x05ember\
     \x02/a\
     \x01\x06python\x01\x02py\x01\x07python3\x02-c\x01\x04warm\
     \x04user\x0a/home/user\
     \x01\x01\x80\xca\xb5\xee\x01\
-    \x80\x80\x40";
+    \x80\x80\x40\
+    \x01\x06python";
 
 #[test]
 fn the_section_is_written_as_it_always_was() {
@@ -52,10 +54,10 @@ fn what_is_no_section_is_refused() {
         Guest::decode(&longer),
         Err(GuestError::Damaged(None))
     ));
-    let other = [b"\x02\0", &GOLDEN[2..]].concat();
+    let other = [b"\x03\0", &GOLDEN[2..]].concat();
     assert!(matches!(
         Guest::decode(&other),
-        Err(GuestError::Version { found: 2 })
+        Err(GuestError::Version { found: 3 })
     ));
     assert!(matches!(
         Guest::decode(&vec![1; LIMIT + 1]),
