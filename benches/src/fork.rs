@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use ember_core::{Code, Command, Pool, Shell, Template};
+use ember_core::{ByteSize, Code, Command, Image, Kernel, Pool, Shell, Template};
 use tokio::runtime::Runtime;
 
 use crate::figure::Figure;
@@ -214,8 +214,11 @@ fn sorted(samples: &[f64]) -> Vec<f64> {
 /// `fork.result.python`: from a shell that is ready to what a program printed.
 pub(crate) fn python(runtime: &Runtime) -> Result<Vec<Figure>> {
     runtime.block_on(async {
-        let template = template(1)?
-            .warm_up(Code::python("print(6 * 7)"))
+        // The pack itself: it knows how its interpreter is kept warm.
+        let template = Template::builder(Image::pack("python"))
+            .kernel(Kernel::tuned())
+            .memory(ByteSize::mib(128))
+            .cached(false)
             .shells(1)
             .build()
             .await?;

@@ -32,7 +32,8 @@ pub(crate) fn template(vcpus: u8) -> Result<TemplateBuilder> {
     Ok(Template::builder(image)
         .vcpus(vcpus)
         .memory(ByteSize::mib(128))
-        .kernel(kernel))
+        .kernel(kernel)
+        .cached(false))
 }
 
 fn files() -> Result<(Kernel, Image)> {

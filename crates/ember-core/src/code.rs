@@ -68,8 +68,6 @@ pub(crate) struct Program {
 pub(crate) struct WarmProgram {
     /// The language, which is also the runner's name.
     pub(crate) language: String,
-    /// The program that keeps the interpreter warm.
-    pub(crate) runner: Vec<String>,
     pub(crate) command: WarmCommand,
     /// The text, if it is nothing but that: what a template's warm-up leaves in the interpreter.
     pub(crate) setup: Option<String>,
@@ -311,7 +309,6 @@ impl Code {
         let is_warmable = is_accounts && !language.runner.is_empty();
         let warm = is_warmable.then_some(WarmProgram {
             language: language.name,
-            runner: language.runner,
             command: warm,
             setup,
             timeout: self.timeout,

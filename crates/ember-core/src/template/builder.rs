@@ -9,8 +9,9 @@ use ember_guest::protocol::FreezeOptions;
 
 use super::{Inner, Origin, Template, cache, capture, give_back, working_set};
 use crate::assets::{Assets, Image, Kernel};
-use crate::code::{Code, Program, WarmProgram};
+use crate::code::{Code, Program};
 use crate::error::{Error, ErrorKind};
+use crate::language::Language;
 use crate::output::Output;
 use crate::progress::Progress;
 use crate::sandbox::{Fixture, Prepared, Sandbox, SandboxBuilder};
@@ -91,11 +92,11 @@ impl TemplateBuilder {
 
     /// Runs a program before the guest is saved, as often as it is said and in that order.
     ///
-    /// Where the image can keep the language's interpreter warm, as the packs can, the program runs
-    /// in one that stays: all programs in that language that clones [run](Sandbox::run) start from
-    /// there, each in a process of its own, with all modules that it imported. A program with
-    /// arguments, an environment or input of its own runs by itself: what it reads is in the page
-    /// cache of every clone, and what it writes is there.
+    /// Of the languages whose interpreters the image can keep warm, as the packs can, one each is
+    /// kept warm in any case, and the program runs in it and leaves there what it imports: all
+    /// programs in that language that clones [run](Sandbox::run) start from there, each in a process
+    /// of its own. A program with arguments, an environment or input of its own runs by itself: what
+    /// it reads is in the page cache of every clone, and what it writes is there.
     #[must_use]
     pub fn warm_up(mut self, code: Code) -> Self {
         self.steps.push(Step::Run(code));
@@ -236,7 +237,7 @@ impl Plan {
         let boot = self.sandbox.boot_with(Some(self.prepared));
         let sandbox = progress.during("boot the template's guest", boot).await?;
         let count = self.programs.len();
-        let mut runners = Runners::default();
+        let mut runners = Runners::of(&sandbox.parts()?.fixture.image.languages);
         for (index, program) in self.programs.into_iter().enumerate() {
             let step = format!("warm up ({} of {count})", index + 1);
             let Some(program) = runners.take_over(program) else {
@@ -299,42 +300,44 @@ pub(super) async fn blocking<T: Send + 'static>(
 }
 
 /// The interpreters that a template keeps warm, each with what it is to have done before.
-#[derive(Debug, Default)]
-struct Runners(Vec<(WarmProgram, String)>);
+#[derive(Debug)]
+struct Runners(Vec<(Language, String)>);
 
 impl Runners {
+    /// All that the image can keep warm.
+    fn of(languages: &[Language]) -> Self {
+        let warmable = languages.iter().filter(|it| !it.runner.is_empty());
+        Self(warmable.map(|it| (it.clone(), String::new())).collect())
+    }
+
     /// Gives a step of the warm-up back, unless it is for an interpreter that is kept warm: then it
     /// runs there, and leaves there what it imports.
-    fn take_over(&mut self, mut program: Program) -> Option<Program> {
-        let Some(warm) = program.warm.take_if(|warm| warm.setup.is_some()) else {
-            return Some(program);
-        };
-        let setup = warm.setup.clone().unwrap_or_default();
-        let known = self
-            .0
-            .iter_mut()
-            .find(|(other, _)| other.language == warm.language);
-        match known {
-            Some((_, text)) => {
-                text.push('\n');
-                text.push_str(&setup);
-            }
-            None => self.0.push((warm, setup)),
+    fn take_over(&mut self, program: Program) -> Option<Program> {
+        let setup = program.warm.as_ref().and_then(|warm| {
+            let setup = warm.setup.as_ref()?;
+            Some((&warm.language, setup))
+        });
+        if let Some((language, setup)) = setup
+            && let Some((_, text)) = self.0.iter_mut().find(|(it, _)| it.name == *language)
+        {
+            text.push_str(setup);
+            text.push('\n');
+            return None;
         }
-        None
+        Some(program)
     }
 
     /// Starts them, and says the languages.
     async fn start(self, sandbox: &Sandbox, progress: &Progress) -> Result<Vec<String>, Error> {
         let mut languages = Vec::new();
-        for (warm, setup) in self.0 {
+        for (language, setup) in self.0 {
             let parts = sandbox.parts()?;
             let account = &parts.fixture.image.account;
-            let runner = WarmRunner::new(&warm.language, &warm.runner)
+            let runner = WarmRunner::new(&language.name, &language.runner)
                 .setup(setup)
                 .user(&account.user)
                 .current_dir(&account.home);
-            let step = format!("warm up {}", warm.language);
+            let step = format!("warm up {}", language.name);
             let started = async {
                 match parts.agent.warm(runner).await {
                     Ok(_) => Ok(()),
@@ -342,7 +345,7 @@ impl Runners {
                 }
             };
             progress.during(&step, started).await?;
-            languages.push(warm.language);
+            languages.push(language.name);
         }
         Ok(languages)
     }

@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind};
 use crate::sandbox::{Prepared, SandboxBuilder};
 
 /// Raise it when templates are made differently from the same things.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What a template is made from: names and values, in an order of its own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -1,4 +1,5 @@
-//! What a clone touches before it answers: recorded once, by clones that are made for it.
+//! What a clone touches before it answers, and to run its first program if an interpreter is kept
+//! warm in it: recorded once, by clones that are made for it.
 
 use std::sync::Arc;
 
@@ -9,6 +10,7 @@ use ember_vmm::Backing;
 use super::Inner;
 use super::options::ForkOptions;
 use super::shell::Shell;
+use crate::code::Code;
 use crate::error::{Error, ErrorKind};
 
 /// `template` with its working set.
@@ -51,10 +53,14 @@ pub(super) async fn recorded(template: Inner) -> Result<Inner, Error> {
 /// What a clone with this memory has touched when it answers: written, or, where each page is
 /// brought in when it is touched, all.
 async fn touched(template: &Arc<Inner>, backing: Backing) -> Result<PageSet, Error> {
-    let template = Arc::clone(template);
-    let shell = blocking(move || Shell::backed(template, backing)).await??;
+    let shared = Arc::clone(template);
+    let shell = blocking(move || Shell::backed(shared, backing)).await??;
     let sandbox = shell.start(ForkOptions::default()).await?;
     sandbox.ping().await?;
+    // What a clone is for where an interpreter is kept warm in it.
+    if let Some(language) = template.fixture.runners.first() {
+        sandbox.run(Code::new(language, "")).await?;
+    }
     let vm = sandbox.parts()?.vm;
     let pages = blocking(move || match vm.paged_in() {
         Some(pages) => Ok(pages),
