@@ -11,6 +11,32 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! A guest that is booted and warmed once can be cloned from then on:
+//!
+//! ```no_run
+//! use ember_core::{Code, ForkOptions, Image, Pool, Template};
+//!
+//! # async fn example() -> Result<(), ember_core::Error> {
+//! let python = Template::builder(Image::pack("python"))
+//!     .warm_up(Code::python("import numpy"))
+//!     .build()
+//!     .await?;
+//!
+//! let sandbox = python.fork().await?;
+//! sandbox.run(Code::python("open('notes', 'w').write('mine')")).await?;
+//!
+//! // The running guest, with its files and processes, under another name.
+//! let branch = sandbox.fork_with(ForkOptions::new().hostname("branch")).await?;
+//! let out = branch.run(Code::python("print(open('notes').read())")).await?;
+//! assert_eq!(out.stdout, "mine\n");
+//!
+//! let pool = Pool::builder(python).ready(16).max(512).build().await?;
+//! let ready = pool.acquire().await?;
+//! ready.run(Code::python("import numpy")).await?;
+//! # Ok(())
+//! # }
+//! ```
 #![forbid(unsafe_code)]
 
 mod assets;

@@ -1,6 +1,7 @@
 //! What the tests of sandboxes have in common.
 #![allow(dead_code, reason = "not every test binary uses all of it")]
 
+pub(crate) mod clones;
 pub(crate) mod cycles;
 
 use std::sync::{LazyLock, OnceLock};

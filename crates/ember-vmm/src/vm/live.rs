@@ -76,8 +76,8 @@ impl Vm {
     /// pages and in any order. A paused VM stays paused.
     ///
     /// # Errors
-    /// If memory cannot be marked, which needs userfaultfd with write protection (Linux 5.7; 5.19
-    /// for memory that is a file's), or the VM has ended.
+    /// If memory cannot be marked, which needs userfaultfd with write protection (Linux 5.19), or the
+    /// VM has ended.
     pub fn save_live(
         &self,
         sink: impl FnMut(u64, &[u8]) -> io::Result<()> + Send + 'static,

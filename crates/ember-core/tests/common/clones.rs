@@ -1,0 +1,84 @@
+//! Clones one after another, and many at once, and the gate behind the last.
+
+use ember_core::{ByteSize, Command, Image, Sandbox, Template};
+use ember_leak::LeakGate;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use super::runtime;
+
+async fn template() -> Template {
+    Template::builder(Image::pack("python"))
+        .memory(ByteSize::mib(128))
+        .cached(false)
+        .build()
+        .await
+        .unwrap()
+}
+
+async fn answers(clone: &Sandbox, number: usize) {
+    let command = Command::from_argv(["echo", &number.to_string()]);
+    let output = clone.exec(command).await.unwrap();
+    assert_eq!(output.stdout, *format!("{number}\n"));
+}
+
+/// Clones, runs a command in and closes `count` sandboxes; nothing of them may be left.
+pub(crate) fn cycles_leave_nothing_behind(count: usize) {
+    let cycles = |count| {
+        runtime().block_on(async {
+            let template = template().await;
+            for cycle in 0..count {
+                let clone = template.fork().await.unwrap();
+                answers(&clone, cycle).await;
+                clone.close().await;
+            }
+        });
+    };
+    // What the first of all leaves is the process's own: a signal handler, an allocator's arenas.
+    cycles(2);
+    let gate = LeakGate::arm().unwrap();
+    cycles(count);
+    gate.check().unwrap();
+}
+
+/// Has `count` clones alive at once, each of which answers, at the beginning and at the end; no two
+/// have drawn the same random bytes, and nothing of them may be left.
+pub(crate) fn many_at_once_leave_nothing_behind(count: usize) {
+    // Each has some thirty descriptors.
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    setrlimit(Resource::Nofile, raised).unwrap();
+    let many = |count| {
+        runtime().block_on(async {
+            let template = template().await;
+            let clones = template.fork_many(count).await.unwrap();
+            let mut seen = std::collections::HashSet::new();
+            for clone in &clones {
+                clone.ping().await.unwrap();
+                let draw = "head -c 16 /dev/urandom | od -An -tx1; cat /etc/machine-id \
+                            /proc/sys/kernel/random/boot_id /proc/sys/kernel/random/uuid; hostname";
+                let output = clone
+                    .exec(Command::from_argv(["sh", "-c", draw]))
+                    .await
+                    .unwrap();
+                let text = output.stdout.to_string_lossy().into_owned();
+                assert_eq!(text.lines().count(), 5, "{output:?}");
+                for line in text.lines() {
+                    assert!(seen.insert(line.to_owned()), "{line} came twice");
+                }
+            }
+            for (number, clone) in clones.iter().enumerate() {
+                answers(clone, number).await;
+            }
+            for clone in clones {
+                clone.close().await;
+            }
+        });
+    };
+    many(2);
+    let gate = LeakGate::arm().unwrap();
+    many(count);
+    gate.check().unwrap();
+}

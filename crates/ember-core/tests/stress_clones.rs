@@ -1,0 +1,14 @@
+//! 10,000 clones one after another, and 1,000 at once: nothing of them is left.
+#![allow(missing_docs, clippy::unwrap_used, reason = "it is a test")]
+
+mod common;
+
+#[test]
+fn ten_thousand_clones_leave_nothing_behind() {
+    ember_leak::isolated!(|| common::clones::cycles_leave_nothing_behind(10_000));
+}
+
+#[test]
+fn a_thousand_clones_at_once_leave_nothing_behind() {
+    ember_leak::isolated!(|| common::clones::many_at_once_leave_nothing_behind(1_000));
+}
