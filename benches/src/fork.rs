@@ -9,9 +9,9 @@ use tokio::runtime::Runtime;
 use crate::figure::Figure;
 use crate::sandbox::{CONDITIONS, ms_since, template};
 
-const FORKS: usize = 25;
+const FORKS: usize = 20;
 const WARM_UP: usize = 3;
-const LIVE_FORKS: usize = 8;
+const LIVE_FORKS: usize = 4;
 /// Longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
 

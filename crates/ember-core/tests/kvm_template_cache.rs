@@ -150,7 +150,7 @@ fn a_template_is_built_once_and_found_by_all_and_never_changed() {
         let built = cache.builder().build().await.unwrap();
         let steps = [
             BOOT,
-            "warm up (1 of 1)",
+            "warm up python",
             "give back free memory",
             "take the guest's state",
             "record what clones need first",
@@ -239,7 +239,7 @@ fn a_builder_that_is_killed_leaves_nothing_that_is_believed() {
     // After which step, and how long after.
     let moments = [
         (BOOT, 300),
-        ("warm up (1 of 1)", 100),
+        ("warm up python", 100),
         ("take the guest's state", 0),
         ("take the guest's state", 150),
         (SAVE, 0),
