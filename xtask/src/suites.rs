@@ -15,7 +15,7 @@ use crate::cargo::Built;
 use crate::lab::init::shell_status;
 
 /// A suite that takes longer hangs.
-const LIMIT: Duration = Duration::from_secs(900);
+const LIMIT: Duration = Duration::from_secs(1800);
 
 /// A test executable and how it is run.
 #[derive(Debug, Clone, PartialEq, Eq)]
