@@ -84,8 +84,9 @@ const PROGRAMS: &[&str] = &[
     "import atexit; atexit.register(print, 'last'); print('first')",
     "import atexit; atexit.register(lambda: 1 / 0); print('first')",
     "import sys; sys.stdout.write('no newline'); sys.stderr.write('nor here')",
-    "import threading, time\n\
-     t = threading.Thread(target=lambda: (time.sleep(0.05), print('thread')))\nt.start()\nprint('main')",
+    "import threading\ngo = threading.Event()\n\
+     t = threading.Thread(target=lambda: (go.wait(), print('thread')))\n\
+     t.start()\nprint('main')\ngo.set()",
     "import threading\nt = threading.Thread(target=lambda: 1 / 0, name='T')\nt.start(); t.join()\nprint('main')",
     "class A:\n    def __del__(self):\n        print('gone')\na = A()\nprint('end')",
     "class A:\n    pass\nclass B(A):\n    def __del__(self):\n        print('cycle')\n\
