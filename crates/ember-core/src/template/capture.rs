@@ -9,9 +9,13 @@ use ember_snapshot::memory::{MemoryBuilder, MemoryImage};
 use ember_snapshot::state::VmState;
 use ember_vmm::{Checkpoint, Ended, LiveSaveError, MemoryCopy, RestoreError, Vm};
 
+use super::builder::blocking;
 use super::{Inner, Memory};
 use crate::error::{Error, ErrorKind};
 use crate::sandbox::Sandbox;
+
+/// What is done on threads that may wait.
+const TAKING: &str = "taking a guest's state";
 
 /// Takes the state of `sandbox`, which goes on as if nothing had happened.
 pub(crate) async fn capture(sandbox: &Sandbox, options: FreezeOptions) -> Result<Inner, Error> {
@@ -21,19 +25,19 @@ pub(crate) async fn capture(sandbox: &Sandbox, options: FreezeOptions) -> Result
     let bytes = parts.vm.memory_bytes();
     let parent = base.clone();
     let from = move || builder(base.as_deref().map(Memory::image), bytes);
-    let memory = blocking(from).await??;
+    let memory = blocking(TAKING, from).await?;
     if let Err(error) = parts.agent.freeze(options).await {
         return Err(sandbox.explain(error).await);
     }
     let vm = Arc::clone(&parts.vm);
-    let taken = blocking(move || take(&vm, memory)).await;
+    let taken = blocking(TAKING, move || take(&vm, memory)).await;
     // Also when it failed: the guest is its owner's.
     if let Err(error) = parts.agent.thaw().await {
         return Err(sandbox.explain(error).await);
     }
-    let taken = taken??;
+    let taken = taken?;
     let paused = taken.paused;
-    let (checkpoint, memory) = blocking(move || taken.finish()).await??;
+    let (checkpoint, memory) = blocking(TAKING, move || taken.finish()).await?;
     Ok(Inner {
         checkpoint,
         memory: Arc::new(Memory::new(memory, parent.as_ref())),
@@ -41,15 +45,6 @@ pub(crate) async fn capture(sandbox: &Sandbox, options: FreezeOptions) -> Result
         hello: parts.agent.hello().clone(),
         working_set: None,
         paused: Some(paused),
-    })
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| {
-        let message = "taking a guest's state ended unexpectedly";
-        Error::because(ErrorKind::Internal, message, error)
     })
 }
 

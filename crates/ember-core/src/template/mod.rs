@@ -25,6 +25,7 @@ use ember_snapshot::WorkingSet;
 use ember_vmm::Checkpoint;
 
 pub use builder::TemplateBuilder;
+use builder::blocking;
 pub(crate) use capture::capture;
 pub use load::LoadOptions;
 pub(crate) use memory::Memory;
@@ -170,13 +171,7 @@ impl Template {
         }
         let inner = Arc::clone(&self.inner);
         // About a millisecond of waiting for the kernel.
-        match tokio::task::spawn_blocking(move || Shell::new(inner)).await {
-            Ok(shell) => shell,
-            Err(error) => {
-                let message = "making a clone ended unexpectedly";
-                Err(Error::because(ErrorKind::Internal, message, error))
-            }
-        }
+        blocking("making a clone", move || Shell::new(inner)).await
     }
 
     /// How much memory its clones share, in bytes. A clone adds what it changes.

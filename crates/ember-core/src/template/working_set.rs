@@ -8,10 +8,14 @@ use ember_snapshot::{PageSet, WorkingSet};
 use ember_vmm::Backing;
 
 use super::Inner;
+use super::builder::blocking;
 use super::options::ForkOptions;
 use super::shell::Shell;
 use crate::code::Code;
 use crate::error::{Error, ErrorKind};
+
+/// What is done on threads that may wait.
+const RECORDING: &str = "recording a working set";
 
 /// `template` with its working set.
 ///
@@ -54,7 +58,7 @@ pub(super) async fn recorded(template: Inner) -> Result<Inner, Error> {
 /// brought in when it is touched, all.
 async fn touched(template: &Arc<Inner>, backing: Backing) -> Result<PageSet, Error> {
     let shared = Arc::clone(template);
-    let shell = blocking(move || Shell::backed(shared, backing)).await??;
+    let shell = blocking(RECORDING, move || Shell::backed(shared, backing)).await?;
     let sandbox = shell.start(ForkOptions::default()).await?;
     sandbox.ping().await?;
     // What a clone is for where an interpreter is kept warm in it.
@@ -62,26 +66,19 @@ async fn touched(template: &Arc<Inner>, backing: Backing) -> Result<PageSet, Err
         sandbox.run(Code::new(language, "")).await?;
     }
     let vm = sandbox.parts()?.vm;
-    let pages = blocking(move || match vm.paged_in() {
-        Some(pages) => Ok(pages),
-        None => vm.changed_pages(),
+    let pages = blocking(RECORDING, move || {
+        let pages = match vm.paged_in() {
+            Some(pages) => Ok(pages),
+            None => vm.changed_pages(),
+        };
+        pages.map_err(|error| {
+            let message = "cannot see what a clone has touched";
+            Error::because(ErrorKind::Internal, message, error)
+        })
     })
-    .await?
-    .map_err(|error| {
-        let message = "cannot see what a clone has touched";
-        Error::because(ErrorKind::Internal, message, error)
-    });
+    .await;
     sandbox.close().await;
     pages
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| {
-        let message = "recording a working set ended unexpectedly";
-        Error::because(ErrorKind::Internal, message, error)
-    })
 }
 
 /// The clones that held it have ended.

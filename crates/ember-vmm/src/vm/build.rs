@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Kvm, VcpuFd};
 
 use super::devices::Devices;
 use super::restore::{PendingPager, SavedTime};
@@ -82,7 +82,7 @@ pub(super) fn build(mut config: VmConfig) -> Result<Vm, BuildError> {
 
 /// A VM with this memory, and the chips that its vCPUs need.
 pub(super) fn new_vm(kvm: &Kvm, memory: GuestMemory) -> Result<VmWithMemory, BuildError> {
-    let fd = create_vm(kvm)?;
+    let fd = arch::create_vm(kvm).map_err(host("cannot create a VM"))?;
     let vm = VmWithMemory::new(fd, memory).map_err(host("cannot give KVM the guest's memory"))?;
     // Before the first vCPU, which gets its local interrupt controller only if the chip exists.
     arch::create_platform(vm.fd()).map_err(host("cannot create the VM's platform"))?;
@@ -162,16 +162,6 @@ pub(super) fn assemble(
         })
         .map_err(host("cannot start the device thread"))?;
     Ok(value)
-}
-
-/// Creating a VM takes long enough that a signal can interrupt it.
-fn create_vm(kvm: &Kvm) -> Result<VmFd, BuildError> {
-    loop {
-        match kvm.create_vm() {
-            Err(error) if error.errno() == nix::libc::EINTR => {}
-            result => return result.map_err(host("cannot create a VM")),
-        }
-    }
 }
 
 /// Puts kernel, initramfs, command line, platform description and boot structures into guest

@@ -44,6 +44,16 @@ impl HostFeatures {
     }
 }
 
+/// A new VM. Creating one takes long enough that a signal can interrupt it.
+pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd, kvm_ioctls::Error> {
+    loop {
+        match kvm.create_vm() {
+            Err(error) if error.errno() == nix::libc::EINTR => {}
+            result => return result,
+        }
+    }
+}
+
 /// Gives a new VM what belongs to the platform rather than to a vCPU. Must come before the first
 /// vCPU is made: a vCPU gets its local interrupt controller only if the chip exists.
 ///

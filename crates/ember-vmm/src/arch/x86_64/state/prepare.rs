@@ -6,10 +6,10 @@ use kvm_bindings::{
     kvm_cpuid_entry2, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_msr_entry,
     kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
 };
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Kvm, VcpuFd};
 use zerocopy::TryFromBytes;
 
-use super::super::{HostFeatures, SetupError, create_platform, failed};
+use super::super::{HostFeatures, create_platform, create_vm, failed};
 use super::requirements;
 use super::save::{VcpuFeatures, save_vcpu, vcpu_features};
 use super::structure::from_bytes;
@@ -56,18 +56,9 @@ pub(crate) fn prepare(
     host: &HostFeatures,
     state: &VmState,
 ) -> Result<(Vec<PreparedVcpu>, PreparedChips), StateError> {
-    let new_vm = || -> Result<VmFd, SetupError> {
-        // Nobody's guest: only asked what a new vCPU is like.
-        let vm = loop {
-            match kvm.create_vm() {
-                Err(error) if error.errno() == nix::libc::EINTR => {}
-                result => break result.map_err(failed("KVM_CREATE_VM"))?,
-            }
-        };
-        create_platform(&vm)?;
-        Ok(vm)
-    };
-    let vm = new_vm()?;
+    // Nobody's guest: only asked what a new vCPU is like.
+    let vm = create_vm(kvm).map_err(failed("KVM_CREATE_VM"))?;
+    create_platform(&vm)?;
     let features = vcpu_features(kvm, &vm)?;
     let vcpus = (0u64..)
         .zip(&state.vcpus)
