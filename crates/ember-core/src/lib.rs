@@ -71,6 +71,6 @@ pub use template::{
 };
 
 pub use ember_guest::host::{Command, ProcessControl, ProcessOutput, ProcessStdin, Stdin};
-pub use ember_guest::protocol::{Limits, Outcome, PtySize, Status};
+pub use ember_guest::protocol::{LimitHit, Limits, Outcome, PtySize, Status};
 pub use ember_snapshot::format::{Artefact, CpuRequirements, Manifest, Parent};
 pub use ember_snapshot::memory::MemoryHash;

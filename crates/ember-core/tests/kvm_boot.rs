@@ -58,7 +58,7 @@ async fn commands_end_as_they_should(sandbox: &Sandbox) {
         .exec(endless.timeout(Duration::from_millis(300)))
         .await
         .unwrap();
-    assert!(out.outcome.timed_out, "{out:?}");
+    assert!(out.outcome.timed_out(), "{out:?}");
     let out = sandbox
         .exec(shell("ps ax | grep '[s]leep 100'"))
         .await

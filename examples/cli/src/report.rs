@@ -21,7 +21,7 @@ pub(crate) fn status(outcome: &Outcome) -> ExitCode {
 
 /// The same as a number.
 pub(crate) fn number(outcome: &Outcome) -> u8 {
-    if outcome.timed_out {
+    if outcome.timed_out() {
         return TIMED_OUT;
     }
     u8::try_from(outcome.status.shell_code()).unwrap_or(u8::MAX)
@@ -51,8 +51,9 @@ pub(crate) fn output(output: &Output) -> Value {
     json!({
         "exit_code": exit_code,
         "signal": signal,
-        "timed_out": outcome.timed_out,
-        "out_of_memory": outcome.out_of_memory,
+        "timed_out": outcome.timed_out(),
+        "out_of_memory": outcome.out_of_memory(),
+        "limit": outcome.limit.map(|limit| limit.to_string()),
         "stdout": text(stdout),
         "stdout_base64": base64(stdout),
         "stderr": text(stderr),
@@ -61,7 +62,10 @@ pub(crate) fn output(output: &Output) -> Value {
         "wall_seconds": outcome.wall.as_secs_f64(),
         "user_seconds": outcome.user.as_secs_f64(),
         "system_seconds": outcome.system.as_secs_f64(),
-        "peak_rss_bytes": outcome.peak_rss,
+        "peak_memory_bytes": outcome.peak_memory,
+        "peak_processes": outcome.peak_processes,
+        "output_bytes": outcome.output,
+        "disk_bytes": outcome.disk,
     })
 }
 

@@ -19,7 +19,7 @@ async fn main() -> Result<(), ember_core::Error> {
     // died, or could not be asked.
     let endless = Code::python("while True: pass").timeout(Duration::from_secs(1));
     let out = sandbox.run(endless).await?;
-    assert!(out.outcome.timed_out);
+    assert!(out.outcome.timed_out());
 
     // Programs run as an unprivileged user. Commands are root's, in a Linux of their own.
     let out = sandbox.exec(Command::new("uname").arg("-sr")).await?;

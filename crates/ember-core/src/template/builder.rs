@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ember_guest::host::{Command, WarmRunner};
-use ember_guest::protocol::FreezeOptions;
 
 use super::{Inner, Origin, Template, cache, capture, give_back, working_set};
 use crate::assets::{Assets, Image, Kernel};
@@ -249,11 +248,8 @@ impl Plan {
         let languages = runners.start(&sandbox, &progress).await?;
         let shrink = give_back::free_memory(&sandbox);
         progress.during("give back free memory", shrink).await?;
-        let options = FreezeOptions {
-            release_memory: false,
-        };
         let mut inner = progress
-            .during("take the guest's state", capture(&sandbox, options))
+            .during("take the guest's state", capture(&sandbox))
             .await?;
         inner.fixture.origin = Arc::new(origin);
         inner.fixture.runners = languages;
@@ -368,7 +364,7 @@ fn succeeded(index: usize, output: &Output) -> Result<(), Error> {
         "warm-up step {} ended with {}{}\n{}{}",
         index + 1,
         output.outcome.status,
-        if output.outcome.timed_out {
+        if output.outcome.timed_out() {
             ", out of time"
         } else {
             ""

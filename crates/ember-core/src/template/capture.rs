@@ -4,7 +4,6 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use ember_guest::protocol::FreezeOptions;
 use ember_snapshot::memory::{MemoryBuilder, MemoryImage};
 use ember_snapshot::state::VmState;
 use ember_vmm::{Checkpoint, Ended, LiveSaveError, MemoryCopy, RestoreError, Vm};
@@ -18,7 +17,7 @@ use crate::sandbox::Sandbox;
 const TAKING: &str = "taking a guest's state";
 
 /// Takes the state of `sandbox`, which goes on as if nothing had happened.
-pub(crate) async fn capture(sandbox: &Sandbox, options: FreezeOptions) -> Result<Inner, Error> {
+pub(crate) async fn capture(sandbox: &Sandbox) -> Result<Inner, Error> {
     let parts = sandbox.parts()?;
     // Before anything else, so that the guest is frozen only for as long as it must be.
     let base = parts.base.cloned();
@@ -26,7 +25,7 @@ pub(crate) async fn capture(sandbox: &Sandbox, options: FreezeOptions) -> Result
     let parent = base.clone();
     let from = move || builder(base.as_deref().map(Memory::image), bytes);
     let memory = blocking(TAKING, from).await?;
-    if let Err(error) = parts.agent.freeze(options).await {
+    if let Err(error) = parts.agent.freeze().await {
         return Err(sandbox.explain(error).await);
     }
     let vm = Arc::clone(&parts.vm);

@@ -20,7 +20,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ember_guest::protocol::{FreezeOptions, Hello};
+use ember_guest::protocol::Hello;
 use ember_snapshot::WorkingSet;
 use ember_vmm::Checkpoint;
 
@@ -68,10 +68,7 @@ impl Sandbox {
     /// [`ErrorKind::GuestDied`] if the guest does not answer, [`ErrorKind::Exhausted`] if this host
     /// has no room for its memory.
     pub async fn snapshot(&self) -> Result<Template, Error> {
-        let options = FreezeOptions {
-            release_memory: false,
-        };
-        let inner = capture(self, options).await?;
+        let inner = capture(self).await?;
         Ok(Template::new(inner, 0))
     }
 }

@@ -148,11 +148,6 @@ impl Identities {
         }
     }
 
-    /// Whether the machine is the agent's to change.
-    pub(crate) fn is_guest(&self) -> bool {
-        matches!(self.place, Place::Guest)
-    }
-
     /// What everything that is started gets.
     pub(crate) fn environment(&self) -> &Environment {
         &self.environment

@@ -13,7 +13,6 @@
 
 mod identity;
 mod init;
-mod memory;
 mod server;
 mod spawn;
 mod sys;

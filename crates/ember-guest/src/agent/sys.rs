@@ -192,42 +192,6 @@ pub(crate) fn add_entropy(random: BorrowedFd<'_>, entropy: &[u8]) -> io::Result<
     }
 }
 
-/// Memory that the kernel has handed out, cleared, and that nobody has touched.
-#[derive(Debug)]
-pub(crate) struct Pages {
-    start: std::ptr::NonNull<libc::c_void>,
-    length: usize,
-}
-
-impl Pages {
-    /// Takes memory and makes sure that it is there.
-    pub(crate) fn take(length: usize) -> io::Result<Self> {
-        let protection = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-        // SAFETY: a new mapping, at a place that the kernel chooses.
-        let start = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, flags, -1, 0) };
-        let start = match std::ptr::NonNull::new(start) {
-            Some(start) if start.as_ptr() != libc::MAP_FAILED => start,
-            _ => return Err(io::Error::last_os_error()),
-        };
-        let pages = Self { start, length };
-        // Says that there is no memory left, where a touch would end somebody.
-        // SAFETY: the mapping above, which nothing refers to.
-        let result = unsafe { libc::madvise(start.as_ptr(), length, libc::MADV_POPULATE_WRITE) };
-        match result {
-            0 => Ok(pages),
-            _ => Err(io::Error::last_os_error()),
-        }
-    }
-}
-
-impl Drop for Pages {
-    fn drop(&mut self) {
-        // SAFETY: the mapping that `take` made, which nothing refers to.
-        unsafe { libc::munmap(self.start.as_ptr(), self.length) };
-    }
-}
-
 /// The first page of a file, shared with everybody who looks at the file.
 #[derive(Debug)]
 pub(crate) struct Mapping(std::ptr::NonNull<u8>);

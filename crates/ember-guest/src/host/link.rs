@@ -250,7 +250,7 @@ impl State {
             EncodeError::Identity(error) => error.into(),
             error => Failure::new(ErrorCode::Internal, error.to_string()),
         })?;
-        if let Message::Freeze(_) = message {
+        if let Message::Freeze = message {
             let held = Vec::new();
             self.silence = Silence::Asked { request, held };
         }

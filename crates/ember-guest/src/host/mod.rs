@@ -37,7 +37,6 @@ use crate::protocol::{
     Decoder, ErrorCode, FEATURE_FREEZE, FEATURE_WARM, Failure, Hello, Kind, Malformed, Message,
 };
 
-pub use crate::protocol::FreezeOptions;
 use driver::Driver;
 use link::{Answer, Link, Shared, State};
 
@@ -165,10 +164,10 @@ impl Agent {
     /// connection have to say waits until the agent is thawed.
     ///
     /// If the future is dropped, the agent is thawed as soon as it is frozen.
-    pub async fn freeze(&self, options: FreezeOptions) -> Result<(), Error> {
+    pub async fn freeze(&self) -> Result<(), Error> {
         const ATTEMPT: &str = "freeze the guest's agent";
         self.require_freeze(ATTEMPT)?;
-        self.ask(ATTEMPT, &Message::Freeze(options)).await
+        self.ask(ATTEMPT, &Message::Freeze).await
     }
 
     /// Lets a frozen agent go on as if nothing had been.

@@ -98,12 +98,14 @@ impl Agent {
 fn outcome() -> Outcome {
     Outcome {
         status: Status::Exited(0),
-        timed_out: false,
-        out_of_memory: false,
+        limit: None,
         wall: Duration::ZERO,
         user: Duration::ZERO,
         system: Duration::ZERO,
-        peak_rss: 0,
+        peak_memory: 0,
+        peak_processes: 0,
+        output: 0,
+        disk: 0,
     }
 }
 
@@ -265,7 +267,7 @@ async fn a_frozen_agent_that_speaks_is_no_agent() {
     ] {
         let (agent, mut puppet, process, request) = running().await;
         assert_eq!(request, 1);
-        let (frozen, ()) = tokio::join!(agent.freeze(FreezeOptions::default()), async {
+        let (frozen, ()) = tokio::join!(agent.freeze(), async {
             let request = puppet.expect(Kind::Freeze).await;
             puppet.send(request, &Message::Frozen).await;
         });
@@ -285,7 +287,7 @@ async fn a_frozen_agent_that_speaks_is_no_agent() {
 #[tokio::test]
 async fn what_is_held_back_follows_the_thaw() {
     let (agent, mut puppet, process, request) = running().await;
-    let (frozen, ()) = tokio::join!(agent.freeze(FreezeOptions::default()), async {
+    let (frozen, ()) = tokio::join!(agent.freeze(), async {
         let request = puppet.expect(Kind::Freeze).await;
         puppet.send(request, &Message::Frozen).await;
     });

@@ -10,7 +10,8 @@
 //! ```
 
 use super::{
-    MAX_CODE, MAX_DATA, MAX_IDENTIFY, MAX_MESSAGE, MAX_RUNNER, MAX_SPAWN, Malformed, Stream,
+    MAX_CODE, MAX_DATA, MAX_IDENTIFY, MAX_MESSAGE, MAX_RUNNER, MAX_SPAWN, Malformed, Outcome,
+    Stream,
 };
 
 /// The size of a frame's header.
@@ -115,17 +116,18 @@ impl Kind {
             | Self::Pong
             | Self::PowerOff
             | Self::PoweringOff
+            | Self::Freeze
             | Self::Frozen
             | Self::Thaw
             | Self::Thawed
             | Self::Identified
             | Self::Warmed
             | Self::Kill => 0,
-            Self::Reset | Self::Signal | Self::Freeze => 1,
+            Self::Reset | Self::Signal => 1,
             Self::Started => 4,
             Self::Window => 5,
             Self::Resize => 4,
-            Self::Exited => 35,
+            Self::Exited => Outcome::LENGTH,
         }
     }
 

@@ -4,9 +4,12 @@ use super::codec::{Reader, put_string};
 use super::{Kind, MAX_SOFTWARE, Malformed};
 
 /// The newest version of the protocol that this code speaks.
-pub const VERSION: u16 = 1;
+///
+/// 2: limits of processor time, output and disk in `Spawn`, which limit was hit and more usage in
+/// `Exited`, no options in `Freeze`.
+pub const VERSION: u16 = 2;
 /// The oldest.
-pub const MIN_VERSION: u16 = 1;
+pub const MIN_VERSION: u16 = 2;
 
 /// The agent can give a command a terminal of its own.
 pub const FEATURE_PTY: u64 = 1 << 0;

@@ -7,37 +7,6 @@ use super::codec::{Reader, put_string};
 use super::spawn::{check_variables, read_count, shorten};
 use super::{ErrorCode, Kind, MAX_HOSTNAME, MAX_IDENTIFY, Malformed, SpawnError};
 
-/// What is done beside falling silent when a guest is frozen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FreezeOptions {
-    /// Make memory that the guest does not use cost nothing: what is free is filled with zeroes.
-    pub release_memory: bool,
-}
-
-mod option {
-    pub(super) const RELEASE_MEMORY: u8 = 1 << 0;
-}
-
-impl FreezeOptions {
-    pub(super) fn encode(self, out: &mut Vec<u8>) {
-        out.push(if self.release_memory {
-            option::RELEASE_MEMORY
-        } else {
-            0
-        });
-    }
-
-    pub(super) fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
-        let options = reader.u8("options")?;
-        if options & !option::RELEASE_MEMORY != 0 {
-            return Err(reader.out_of_range("options", u64::from(options)));
-        }
-        Ok(Self {
-            release_memory: options & option::RELEASE_MEMORY != 0,
-        })
-    }
-}
-
 /// Environment variables: names and values.
 pub type Variables = Vec<(Vec<u8>, Vec<u8>)>;
 

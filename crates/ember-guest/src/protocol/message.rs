@@ -1,15 +1,12 @@
 //! What frames mean.
 
 use std::borrow::Cow;
-use std::fmt;
-use std::time::Duration;
 
 use super::codec::{Reader, put_string};
 use super::frame::data_flags;
-use super::spawn::micros;
 use super::{
-    Frame, FreezeOptions, HEADER_LEN, Header, Hello, Identity, IdentityError, Kind, MAX_DATA,
-    MAX_MESSAGE, Malformed, Spawn, SpawnError, Warm, WarmError,
+    Frame, HEADER_LEN, Header, Hello, Identity, IdentityError, Kind, MAX_DATA, MAX_MESSAGE,
+    Malformed, Outcome, Spawn, SpawnError, Warm, WarmError,
 };
 
 /// A stream of a command.
@@ -55,61 +52,6 @@ impl PtySize {
             rows: reader.u16("rows")?,
             columns: reader.u16("columns")?,
         })
-    }
-}
-
-/// How a command ended, of itself or by a signal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Status {
-    /// It called exit with this code.
-    Exited(u8),
-    /// This signal ended it.
-    Signaled(u8),
-}
-
-impl Status {
-    /// The code a shell reports: 128 and the signal's number for a command that a signal ended.
-    pub fn shell_code(self) -> i32 {
-        match self {
-            Self::Exited(code) => i32::from(code),
-            Self::Signaled(signal) => 128 + i32::from(signal),
-        }
-    }
-}
-
-impl fmt::Display for Status {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Exited(code) => write!(formatter, "exit code {code}"),
-            Self::Signaled(signal) => write!(formatter, "signal {signal}"),
-        }
-    }
-}
-
-/// How a command ended and what it used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Outcome {
-    /// How the command itself ended (not its children).
-    pub status: Status,
-    /// Its timeout passed while it, or something it had started, was alive, and ended them.
-    pub timed_out: bool,
-    /// Its memory limit made the kernel kill it, or something it had started.
-    pub out_of_memory: bool,
-    /// From its start until its end was known, by the guest's clock.
-    pub wall: Duration,
-    /// Processor time in user mode, of the command and the children it waited for.
-    pub user: Duration,
-    /// Processor time in the kernel, of the same.
-    pub system: Duration,
-    /// The most memory that one of the same had resident at a time, in bytes.
-    pub peak_rss: u64,
-}
-
-impl Outcome {
-    /// Whether it exited with code 0, in time.
-    pub fn success(&self) -> bool {
-        self.status == Status::Exited(0) && !self.timed_out
     }
 }
 
@@ -259,7 +201,7 @@ pub enum Message<'a> {
     /// See [`Kind::PoweringOff`].
     PoweringOff,
     /// See [`Kind::Freeze`].
-    Freeze(FreezeOptions),
+    Freeze,
     /// See [`Kind::Frozen`].
     Frozen,
     /// See [`Kind::Thaw`].
@@ -317,13 +259,6 @@ pub enum Message<'a> {
     Run(Cow<'a, Warm>),
 }
 
-mod exit {
-    pub(super) const EXITED: u8 = 0;
-    pub(super) const SIGNALED: u8 = 1;
-    pub(super) const TIMED_OUT: u8 = 1 << 0;
-    pub(super) const OUT_OF_MEMORY: u8 = 1 << 1;
-}
-
 impl Message<'_> {
     /// The kind of its frame.
     pub fn kind(&self) -> Kind {
@@ -334,7 +269,7 @@ impl Message<'_> {
             Self::Error(_) => Kind::Error,
             Self::PowerOff => Kind::PowerOff,
             Self::PoweringOff => Kind::PoweringOff,
-            Self::Freeze(_) => Kind::Freeze,
+            Self::Freeze => Kind::Freeze,
             Self::Frozen => Kind::Frozen,
             Self::Thaw => Kind::Thaw,
             Self::Thawed => Kind::Thawed,
@@ -380,13 +315,13 @@ impl Message<'_> {
             | Self::Pong
             | Self::PowerOff
             | Self::PoweringOff
+            | Self::Freeze
             | Self::Frozen
             | Self::Thaw
             | Self::Thawed
             | Self::Identified
             | Self::Warmed
             | Self::Kill => {}
-            Self::Freeze(options) => options.encode(out),
             Self::Identify(identity) => identity.encode(out)?,
             Self::Hello(hello) => hello.encode(out),
             Self::Error(failure) => {
@@ -432,7 +367,7 @@ impl<'a> Message<'a> {
             Kind::PowerOff => Self::PowerOff,
             Kind::PoweringOff => Self::PoweringOff,
             Kind::Kill => Self::Kill,
-            Kind::Freeze => Self::Freeze(FreezeOptions::decode(&mut reader)?),
+            Kind::Freeze => Self::Freeze,
             Kind::Frozen => Self::Frozen,
             Kind::Thaw => Self::Thaw,
             Kind::Thawed => Self::Thawed,
@@ -498,48 +433,4 @@ impl<'a> Message<'a> {
 
 fn stream(reader: &Reader<'_>, byte: u8) -> Result<Stream, Malformed> {
     Stream::from_byte(byte).ok_or_else(|| reader.out_of_range("stream", u64::from(byte)))
-}
-
-impl Outcome {
-    fn encode(&self, out: &mut Vec<u8>) {
-        let (kind, code) = match self.status {
-            Status::Exited(code) => (exit::EXITED, code),
-            Status::Signaled(signal) => (exit::SIGNALED, signal),
-        };
-        let mut flags = 0;
-        if self.timed_out {
-            flags |= exit::TIMED_OUT;
-        }
-        if self.out_of_memory {
-            flags |= exit::OUT_OF_MEMORY;
-        }
-        out.extend_from_slice(&[kind, code, flags]);
-        for duration in [self.wall, self.user, self.system] {
-            out.extend_from_slice(&micros(duration).to_le_bytes());
-        }
-        out.extend_from_slice(&self.peak_rss.to_le_bytes());
-    }
-
-    fn decode(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
-        let kind = reader.u8("status")?;
-        let code = reader.u8("code")?;
-        let status = match kind {
-            exit::EXITED => Status::Exited(code),
-            exit::SIGNALED => Status::Signaled(code),
-            _ => return Err(reader.out_of_range("status", u64::from(kind))),
-        };
-        let flags = reader.u8("outcome")?;
-        if flags & !(exit::TIMED_OUT | exit::OUT_OF_MEMORY) != 0 {
-            return Err(reader.out_of_range("outcome", u64::from(flags)));
-        }
-        Ok(Self {
-            status,
-            timed_out: flags & exit::TIMED_OUT != 0,
-            out_of_memory: flags & exit::OUT_OF_MEMORY != 0,
-            wall: Duration::from_micros(reader.u64("wall time")?),
-            user: Duration::from_micros(reader.u64("user time")?),
-            system: Duration::from_micros(reader.u64("system time")?),
-            peak_rss: reader.u64("peak memory")?,
-        })
-    }
 }

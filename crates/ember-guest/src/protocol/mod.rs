@@ -18,7 +18,7 @@
 //!                              <-      Exited{status, usage}
 //! Warm{runner, setup, ...}      ->     Started, Data ..., then Warmed  or  Exited
 //! Run{runner, code, argv, ...}  ->     Started ... as for Spawn
-//! Freeze{options}               ->     Frozen, then silence
+//! Freeze                        ->     Frozen, then silence
 //! Thaw                          ->     Thawed
 //! Identify{entropy, clock, ...} ->     Identified  or  Error{code, message}
 //! PowerOff                      ->     PoweringOff, then the end of the stream
@@ -67,7 +67,9 @@ mod codec;
 mod frame;
 mod hello;
 mod identity;
+mod limits;
 mod message;
+mod outcome;
 mod spawn;
 #[cfg(test)]
 mod tests;
@@ -78,9 +80,11 @@ pub use hello::{
     FEATURE_CGROUP, FEATURE_FREEZE, FEATURE_PTY, FEATURE_WARM, Hello, MIN_VERSION, VERSION,
     VersionMismatch,
 };
-pub use identity::{ENTROPY, FreezeOptions, Identity, IdentityError, Variables};
-pub use message::{EncodeError, ErrorCode, Failure, Message, Outcome, PtySize, Status, Stream};
-pub use spawn::{Limits, Spawn, SpawnError};
+pub use identity::{ENTROPY, Identity, IdentityError, Variables};
+pub use limits::Limits;
+pub use message::{EncodeError, ErrorCode, Failure, Message, PtySize, Stream};
+pub use outcome::{LimitHit, Outcome, Status};
+pub use spawn::{Spawn, SpawnError};
 pub use warm::{INLINE, Warm, WarmError};
 
 /// The most bytes of a stream in one `Data` frame.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::codec::{Reader, put_string};
 use super::{
-    ErrorCode, MAX_ARGUMENT, MAX_PATH, MAX_SPAWN, MAX_STRINGS, MAX_USER, Malformed, PtySize,
+    ErrorCode, Limits, MAX_ARGUMENT, MAX_PATH, MAX_SPAWN, MAX_STRINGS, MAX_USER, Malformed, PtySize,
 };
 
 /// A command to run, as it goes over the wire.
@@ -29,25 +29,6 @@ pub struct Spawn {
     pub timeout: Option<Duration>,
     /// What they may use.
     pub limits: Limits,
-}
-
-/// What a command may use. `None` leaves the guest's own limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Limits {
-    /// Bytes of memory for the command and all it has started together (cgroup `memory.max`).
-    pub memory: Option<u64>,
-    /// Processes and threads of the command and all it has started together (cgroup `pids.max`).
-    pub processes: Option<u64>,
-    /// Bytes of address space of each process (`RLIMIT_AS`).
-    pub address_space: Option<u64>,
-    /// Processes of the command's user in the whole guest (`RLIMIT_NPROC`; not for root).
-    pub user_processes: Option<u64>,
-    /// Open files of each process (`RLIMIT_NOFILE`).
-    pub open_files: Option<u64>,
-    /// Bytes of a file a process writes (`RLIMIT_FSIZE`).
-    pub file_size: Option<u64>,
-    /// Seconds of processor time of each process (`RLIMIT_CPU`).
-    pub cpu_seconds: Option<u64>,
 }
 
 /// Why a command cannot even be asked for. The same check is made on both ends.
@@ -152,9 +133,6 @@ mod option {
     pub(super) const ALL: u8 = CLEAR_ENV | STDIN | PTY | TIMEOUT;
 }
 
-/// How a limit that is not set is written. As a number it would be no limit either.
-const UNLIMITED: u64 = u64::MAX;
-
 pub(super) fn shorten(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes.get(..64).unwrap_or(bytes)).into_owned()
 }
@@ -218,7 +196,7 @@ impl Spawn {
                 .iter()
                 .map(|(name, value)| 8 + name.len() + value.len())
                 .sum::<usize>();
-        let fixed = 1 + 4 + 8 + 7 * 8 + 4 + 4 + 4 + 4;
+        let fixed = 1 + 4 + 8 + Limits::LENGTH + 4 + 4 + 4 + 4;
         fixed + self.user.len() + self.cwd.len() + strings
     }
 
@@ -244,9 +222,7 @@ impl Spawn {
             .encode(out);
         let timeout = self.timeout.map_or(0, micros);
         out.extend_from_slice(&timeout.to_le_bytes());
-        for limit in self.limits.list() {
-            out.extend_from_slice(&limit.unwrap_or(UNLIMITED).to_le_bytes());
-        }
+        self.limits.encode(out);
         put_string(out, &self.user);
         put_string(out, &self.cwd);
         out.extend_from_slice(&(self.argv.len() as u32).to_le_bytes());
@@ -270,11 +246,7 @@ impl Spawn {
         }
         let size = PtySize::decode(&mut reader)?;
         let timeout = reader.u64("timeout")?;
-        let mut limits = [None; 7];
-        for limit in &mut limits {
-            let value = reader.u64("limits")?;
-            *limit = (value != UNLIMITED).then_some(value);
-        }
+        let limits = Limits::decode(&mut reader)?;
         let user = reader.string(MAX_SPAWN, "user")?.to_vec();
         let cwd = reader.string(MAX_SPAWN, "directory")?.to_vec();
         let count = read_count(&mut reader, "arguments")?;
@@ -299,7 +271,7 @@ impl Spawn {
             stdin: options & option::STDIN != 0,
             pty: (options & option::PTY != 0).then_some(size),
             timeout: (options & option::TIMEOUT != 0).then(|| Duration::from_micros(timeout)),
-            limits: Limits::from_list(limits),
+            limits,
         })
     }
 }
@@ -352,48 +324,4 @@ pub(super) fn read_count(reader: &mut Reader<'_>, field: &'static str) -> Result
 /// A duration as the wire has it; 584,000 years are forever.
 pub(super) fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
-}
-
-impl Limits {
-    fn list(&self) -> [Option<u64>; 7] {
-        let Self {
-            memory,
-            processes,
-            address_space,
-            user_processes,
-            open_files,
-            file_size,
-            cpu_seconds,
-        } = *self;
-        [
-            memory,
-            processes,
-            address_space,
-            user_processes,
-            open_files,
-            file_size,
-            cpu_seconds,
-        ]
-    }
-
-    fn from_list(list: [Option<u64>; 7]) -> Self {
-        let [
-            memory,
-            processes,
-            address_space,
-            user_processes,
-            open_files,
-            file_size,
-            cpu_seconds,
-        ] = list;
-        Self {
-            memory,
-            processes,
-            address_space,
-            user_processes,
-            open_files,
-            file_size,
-            cpu_seconds,
-        }
-    }
 }

@@ -9,7 +9,7 @@ use std::io::Read as _;
 use std::time::{Duration, SystemTime};
 
 use ember_guest::host::{
-    Agent, Command, Error, ErrorKind, FreezeOptions, Identity, Process, ProcessOutput, Stdin,
+    Agent, Command, Error, ErrorKind, Identity, Process, ProcessOutput, Stdin,
 };
 use ember_guest::protocol::{ErrorCode, Hello, Kind, Message, PtySize, Spawn, Stream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
@@ -81,7 +81,7 @@ impl Relay {
 }
 
 pub(crate) async fn freeze(agent: &Agent) {
-    agent.freeze(FreezeOptions::default()).await.unwrap();
+    agent.freeze().await.unwrap();
 }
 
 fn identity() -> Identity {
@@ -157,7 +157,7 @@ async fn the_last_frame_before_silence_is_whole() {
     }
     // Until the agent cannot send more.
     std::thread::sleep(Duration::from_millis(200));
-    raw.send(100, &Message::Freeze(FreezeOptions::default()));
+    raw.send(100, &Message::Freeze);
     let mut data = 0;
     loop {
         match raw.next() {
@@ -207,7 +207,7 @@ async fn what_happens_in_the_silence_is_told_after_it() {
     assert_eq!(output.stdout, b"got word\n");
     assert_eq!(output.outcome.status.shell_code(), 3);
     assert_eq!(short.output(100).await.unwrap().stdout, b"done\n");
-    assert!(late.output(0).await.unwrap().outcome.timed_out);
+    assert!(late.output(0).await.unwrap().outcome.timed_out());
     assert_eq!(spawned.await.unwrap(), "later\n");
 }
 
@@ -220,15 +220,9 @@ async fn questions_at_the_wrong_time_are_refused() {
         (code, &*message),
         (ErrorCode::InvalidRequest, "it is not frozen")
     );
-    // This machine's memory is nobody's to release, and the agent goes on.
-    let release_memory = FreezeOptions {
-        release_memory: true,
-    };
-    let (code, _) = refused(&agent.freeze(release_memory).await.unwrap_err());
-    assert_eq!(code, ErrorCode::Unsupported);
     assert_eq!(text(&agent, sh("echo well")).await, "well\n");
     freeze(&agent).await;
-    let again = agent.freeze(FreezeOptions::default()).await.unwrap_err();
+    let again = agent.freeze().await.unwrap_err();
     assert_eq!(refused(&again).0, ErrorCode::InvalidRequest);
     let own = agent.identify(identity()).await.unwrap_err();
     assert_eq!(refused(&own).0, ErrorCode::InvalidRequest);
@@ -240,7 +234,7 @@ async fn questions_at_the_wrong_time_are_refused() {
     assert_eq!(code, ErrorCode::Frozen);
     assert!(message.contains("identified first"), "{message}");
     for error in [
-        clone.freeze(FreezeOptions::default()).await.unwrap_err(),
+        clone.freeze().await.unwrap_err(),
         clone.thaw().await.unwrap_err(),
     ] {
         assert_eq!(refused(&error).0, ErrorCode::Frozen);
@@ -266,18 +260,18 @@ async fn hosts_that_talk_into_the_silence_are_refused() {
             stream: Stream::Stdout,
             bytes: 1,
         },
-        Message::Freeze(FreezeOptions::default()),
+        Message::Freeze,
     ] {
         let mut raw = Raw::greeted(&test);
         raw.spawn(1, "sleep 1000");
-        raw.send(2, &Message::Freeze(FreezeOptions::default()));
+        raw.send(2, &Message::Freeze);
         assert_eq!(raw.next(), Came::Frame(2, Kind::Frozen));
         raw.send(1, &message);
         raw.refused(ErrorCode::Malformed, "cannot come here");
     }
     // A command is merely refused.
     let mut raw = Raw::greeted(&test);
-    raw.send(2, &Message::Freeze(FreezeOptions::default()));
+    raw.send(2, &Message::Freeze);
     assert_eq!(raw.next(), Came::Frame(2, Kind::Frozen));
     let spawn = Spawn {
         argv: vec![b"true".to_vec()],
@@ -293,7 +287,7 @@ async fn hosts_that_talk_into_the_silence_are_refused() {
     raw.send(1, &Message::Thaw);
     raw.refused(ErrorCode::Malformed, "a Thaw frame cannot come here");
     let mut raw = Raw::greeted(&test);
-    let mut bytes = Raw::bytes(1, &Message::Freeze(FreezeOptions::default()));
+    let mut bytes = Raw::bytes(1, &Message::Freeze);
     bytes.extend(Raw::bytes(2, &Message::Ping));
     std::io::Write::write_all(&mut raw.stream, &bytes).unwrap();
     raw.refused(ErrorCode::Malformed, "a Ping frame cannot come here");
@@ -461,7 +455,7 @@ async fn an_identity_that_fails_leaves_the_agent_frozen() {
     // What cannot even be prepared is told at once, and the agent goes on.
     fs::remove_file(test.identity("entropy")).unwrap();
     fs::create_dir(test.identity("entropy")).unwrap();
-    let error = last.freeze(FreezeOptions::default()).await.unwrap_err();
+    let error = last.freeze().await.unwrap_err();
     assert_eq!(refused(&error).0, ErrorCode::Identity);
     assert_eq!(text(&last, sh("echo well")).await, "well\n");
 }
@@ -509,7 +503,7 @@ async fn a_freeze_that_is_given_up_is_thawed() {
     let test = TestAgent::start();
     let (_relay, agent) = Relay::new(&test).await;
     for _ in 0..20 {
-        let freeze = agent.freeze(FreezeOptions::default());
+        let freeze = agent.freeze();
         tokio::select! {
             biased;
             () = async { tokio::task::yield_now().await } => {}
@@ -518,7 +512,7 @@ async fn a_freeze_that_is_given_up_is_thawed() {
         let done = async {
             loop {
                 // Refused for as long as the last one is on its way.
-                match agent.freeze(FreezeOptions::default()).await {
+                match agent.freeze().await {
                     Ok(()) => break agent.thaw().await.unwrap(),
                     Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
                 }
@@ -542,7 +536,7 @@ async fn an_older_agent_is_not_asked() {
     other.write_all(&hello).await.unwrap();
     let agent = Agent::connect(host).await.unwrap();
     for error in [
-        agent.freeze(FreezeOptions::default()).await.unwrap_err(),
+        agent.freeze().await.unwrap_err(),
         agent.thaw().await.unwrap_err(),
         agent.identify(identity()).await.unwrap_err(),
     ] {

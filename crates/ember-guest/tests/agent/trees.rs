@@ -70,7 +70,7 @@ async fn a_timeout_ends_the_whole_tree() {
             .unwrap()
             .unwrap()
             .outcome;
-        assert!(outcome.timed_out, "{outcome:?}");
+        assert!(outcome.timed_out(), "{outcome:?}");
         assert_eq!(outcome.status, Status::Signaled(9));
         assert!(!outcome.success());
         assert!(start.elapsed() >= time);
@@ -93,7 +93,7 @@ async fn a_child_that_holds_the_output_is_ended_by_the_timeout() {
             Status::Exited(4),
             "the command's own end"
         );
-        assert!(result.outcome.timed_out);
+        assert!(result.outcome.timed_out());
         eventually("the child is gone", || processes_with(&mark).is_empty()).await;
     }
 }
@@ -148,7 +148,7 @@ async fn killing_ends_the_whole_tree() {
         process.control().kill();
         let outcome = timeout(PATIENCE, process.wait()).await.unwrap().unwrap();
         assert_eq!(outcome.status, Status::Signaled(9));
-        assert!(!outcome.timed_out);
+        assert!(!outcome.timed_out());
         eventually("all are gone", || processes_with(&mark).is_empty()).await;
     }
 }
@@ -223,7 +223,7 @@ async fn a_slow_reader_has_not_timed_out() {
         assert_eq!(output.stdout.len(), 290_000);
         assert_eq!(output.outcome.status, Status::Exited(0));
         assert!(
-            !output.outcome.timed_out,
+            !output.outcome.timed_out(),
             "{} {:?}",
             test.name(),
             output.outcome
@@ -239,7 +239,7 @@ async fn a_timeout_is_told_while_nobody_reads() {
         let mut process = spawn(&agent, Command::new("yes").timeout(a_while(&agent).await)).await;
         let mut stdout = process.take_stdout().unwrap();
         let outcome = timeout(PATIENCE, process.wait()).await.unwrap().unwrap();
-        assert!(outcome.timed_out);
+        assert!(outcome.timed_out());
         // What had been written by then is still there to be read, and has an end.
         let mut rest = Vec::new();
         let read = tokio::io::AsyncReadExt::read_to_end(&mut stdout, &mut rest);
@@ -261,7 +261,7 @@ async fn many_timeouts_at_once() {
         }
         for mut process in processes {
             let outcome = timeout(PATIENCE, process.wait()).await.unwrap().unwrap();
-            assert!(outcome.timed_out);
+            assert!(outcome.timed_out());
         }
         eventually("all are gone", || processes_with(&mark).is_empty()).await;
         eventually("no child is left", || test.children().is_empty()).await;

@@ -4,8 +4,7 @@ use std::error::Error as _;
 use std::time::Duration;
 
 use ember_guest::host::{
-    Agent, Command, ErrorKind, FreezeOptions, Identity, Output, Process, RunnerId, Stdin,
-    WarmCommand, WarmRunner,
+    Agent, Command, ErrorKind, Identity, Output, Process, RunnerId, Stdin, WarmCommand, WarmRunner,
 };
 use ember_guest::protocol::{ErrorCode, Limits, Outcome, PtySize, Status};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -332,7 +331,7 @@ async fn programs_can_be_bounded_and_ended() {
         let sleep = "import time; time.sleep(1000)";
         let late = outcome(WarmCommand::code(sleep).timeout(Duration::from_millis(100))).await;
         assert!(
-            late.timed_out && late.status == Status::Signaled(9),
+            late.timed_out() && late.status == Status::Signaled(9),
             "{late:?}"
         );
 
@@ -364,7 +363,7 @@ async fn programs_can_be_bounded_and_ended() {
         let limits = Limits {
             open_files: Some(20),
             file_size: Some(1000),
-            cpu_seconds: Some(1),
+            cpu_time: Some(Duration::from_secs(1)),
             ..Limits::default()
         };
         let code = "import resource as r; print([r.getrlimit(it) for it in \
@@ -372,7 +371,7 @@ async fn programs_can_be_bounded_and_ended() {
         let shown = output(&agent, &runner, WarmCommand::code(code).limits(limits)).await;
         assert_eq!(
             String::from_utf8_lossy(&shown.stdout),
-            "[(20, 20), (1000, 1000), (1, 1)]\n"
+            "[(20, 20), (1000, 1000), (2, 2)]\n"
         );
         let endless = outcome(WarmCommand::code("while True: pass").limits(limits)).await;
         assert!(
@@ -562,7 +561,7 @@ async fn a_clone_has_its_runners() {
             .unwrap();
         eventually("it runs", || processes_with(&mark).len() == 1).await;
         // The spare that was used is replaced before the agent falls silent.
-        parent.freeze(FreezeOptions::default()).await.unwrap();
+        parent.freeze().await.unwrap();
         assert_eq!(test.children().len(), 3, "{}", test.name());
         let clone = relay.cloned(&parent).await;
         let identity = Identity::random().unwrap().env("FROM", "identity");

@@ -121,13 +121,13 @@ async fn another_version_is_refused() {
     let test = TestAgent::start();
     let mut raw = Raw::connect(&test);
     let hello = Hello {
-        min_version: 2,
+        min_version: 3,
         version: 7,
         features: 0,
         software: "later".into(),
     };
     raw.send(0, &Message::Hello(hello));
-    raw.refused(ErrorCode::Version, "(later) speaks versions 2 to 7");
+    raw.refused(ErrorCode::Version, "(later) speaks versions 3 to 7");
     // A newer host that still speaks ours is welcome.
     let mut raw = Raw::connect(&test);
     let hello = Hello {

@@ -10,7 +10,7 @@ use nix::unistd::write;
 use crate::agent::spawn::Streams;
 use crate::agent::sys::Reaped;
 use crate::agent::tree::Tree;
-use crate::protocol::{Outcome, Stream, WINDOW};
+use crate::protocol::{LimitHit, Outcome, Stream, WINDOW};
 
 /// The terminal's end-of-file character (VEOF of termios(3)), in its usual setting.
 const END_OF_FILE: u8 = 4;
@@ -140,12 +140,18 @@ impl Command {
         let (reaped, wall) = self.exit.as_ref()?;
         (self.forced || self.outputs_closed()).then(|| Outcome {
             status: reaped.status,
-            timed_out: self.timed_out,
-            out_of_memory: self.tree.ran_out_of_memory(),
+            limit: match (self.timed_out, self.tree.ran_out_of_memory()) {
+                (true, _) => Some(LimitHit::WallTime),
+                (false, true) => Some(LimitHit::Memory),
+                (false, false) => None,
+            },
             wall: *wall,
             user: reaped.user,
             system: reaped.system,
-            peak_rss: reaped.peak_rss,
+            peak_memory: reaped.peak_rss,
+            peak_processes: 0,
+            output: 0,
+            disk: 0,
         })
     }
 }

@@ -10,10 +10,7 @@ use nix::sys::epoll::EpollFlags;
 use super::hooks::{self, Identifying};
 use super::session::{Last, Session, Step, refuse};
 use super::{Id, Token};
-use crate::agent::memory;
-use crate::protocol::{
-    ErrorCode, Failure, FreezeOptions, Identity, Malformed, Message, Spawn, Stream,
-};
+use crate::protocol::{ErrorCode, Failure, Identity, Malformed, Message, Spawn, Stream};
 
 /// How long a freeze waits for runners to have a process ready.
 const STOCKING: Duration = Duration::from_secs(1);
@@ -24,11 +21,7 @@ pub(super) enum Phase {
     /// Not at all.
     Running,
     /// Nothing new is said; what has been said is on its way.
-    Freezing {
-        request: u32,
-        options: FreezeOptions,
-        since: Instant,
-    },
+    Freezing { request: u32, since: Instant },
     /// The host has the next word.
     Frozen,
 }
@@ -37,12 +30,7 @@ impl Session<'_> {
     /// Ends a freeze that waited for the last frame to be written. Says whether there is an answer
     /// to be written now.
     pub(super) fn freeze_if_flushed(&mut self) -> bool {
-        let Phase::Freezing {
-            request,
-            options,
-            since,
-        } = self.phase
-        else {
+        let Phase::Freezing { request, since } = self.phase else {
             return false;
         };
         if !self.connection.is_flushed() {
@@ -52,7 +40,7 @@ impl Session<'_> {
         if self.runners.stock_up() && since.elapsed() < STOCKING {
             return false;
         }
-        let answer = match self.freeze(options) {
+        let answer = match self.freeze() {
             Ok(()) => {
                 self.phase = Phase::Frozen;
                 Message::Frozen
@@ -77,17 +65,10 @@ impl Session<'_> {
     }
 
     /// Leaves as little as possible to be done by each clone.
-    fn freeze(&mut self, options: FreezeOptions) -> Result<(), Failure> {
+    fn freeze(&mut self) -> Result<(), Failure> {
         self.tidy();
         self.agent.identities.prepare()?;
         self.agent.hooks.prepare();
-        if options.release_memory {
-            if !self.agent.identities.is_guest() {
-                let message = "cannot release the memory of a machine that is not a guest";
-                return Err(Failure::new(ErrorCode::Unsupported, message));
-            }
-            memory::release()?;
-        }
         Ok(())
     }
 

@@ -512,13 +512,9 @@ impl<'a> Session<'a> {
         }
         let id = Id::Request(request);
         match message {
-            Message::Freeze(options) => {
+            Message::Freeze => {
                 let since = Instant::now();
-                self.phase = Phase::Freezing {
-                    request,
-                    options,
-                    since,
-                };
+                self.phase = Phase::Freezing { request, since };
             }
             Message::Identify(identity) => self.identify(request, identity.into_owned()),
             Message::Ping => self.connection.send(request, &Message::Pong),

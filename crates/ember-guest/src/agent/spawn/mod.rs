@@ -226,7 +226,14 @@ pub(crate) fn rlimits(request: &Spawn) -> Vec<(Resource, u64)> {
         (Resource::RLIMIT_NPROC, limits.user_processes),
         (Resource::RLIMIT_NOFILE, limits.open_files),
         (Resource::RLIMIT_FSIZE, limits.file_size),
-        (Resource::RLIMIT_CPU, limits.cpu_seconds),
+        // Of each process, a second later than of all of it together: for what cgroups do not count.
+        (
+            Resource::RLIMIT_CPU,
+            limits.cpu_time.map(|time| {
+                time.as_secs()
+                    .saturating_add(1 + u64::from(time.subsec_nanos() > 0))
+            }),
+        ),
     ]
     .into_iter()
     .filter_map(|(resource, limit)| Some((resource, limit?)))
