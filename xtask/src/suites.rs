@@ -14,8 +14,10 @@ use serde_json::{Value, json};
 use crate::cargo::Built;
 use crate::lab::init::shell_status;
 
-/// A suite that takes longer hangs.
-const LIMIT: Duration = Duration::from_secs(1800);
+/// A test that takes longer hangs: the longest takes some minutes on a busy machine of two processors.
+pub(crate) const TEST_LIMIT: Duration = Duration::from_secs(900);
+/// The same for tests that are long by nature.
+pub(crate) const STRESS_LIMIT: Duration = Duration::from_secs(4 * 3600);
 
 /// A test executable and how it is run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,10 +29,12 @@ pub(crate) struct Suite {
     pub(crate) directory: PathBuf,
     /// For libtest.
     pub(crate) arguments: Vec<String>,
+    /// How long it may say nothing, which is at most as long as its longest test takes.
+    pub(crate) limit: Duration,
 }
 
 impl Suite {
-    pub(crate) fn new(built: &Built, arguments: &[String]) -> Self {
+    pub(crate) fn new(built: &Built, arguments: &[String], limit: Duration) -> Self {
         let kind = if built.kind == "test" {
             String::new()
         } else {
@@ -41,6 +45,7 @@ impl Suite {
             executable: built.executable.clone(),
             directory: built.directory.clone(),
             arguments: arguments.to_vec(),
+            limit,
         }
     }
 
@@ -50,6 +55,7 @@ impl Suite {
             "executable": self.executable.to_string_lossy(),
             "directory": self.directory.to_string_lossy(),
             "arguments": self.arguments,
+            "limit": self.limit.as_secs(),
         })
     }
 
@@ -62,6 +68,7 @@ impl Suite {
             arguments: arguments
                 .filter_map(|word| word.as_str().map(str::to_owned))
                 .collect(),
+            limit: Duration::from_secs(value["limit"].as_u64()?),
         })
     }
 }
@@ -161,7 +168,7 @@ fn start(suite: &Suite) -> Result<Child> {
 
 fn follow(suite: &Suite, mut child: Child, out: &mut dyn Write) -> Result<Report> {
     let mut lines = Lines::default();
-    let status = watch(&mut child, &mut lines, out);
+    let status = watch(suite.limit, &mut child, &mut lines, out);
     let mut report = lines.report(&suite.name);
     match status {
         // No libtest harness: the executable is one test.
@@ -188,8 +195,13 @@ fn follow(suite: &Suite, mut child: Child, out: &mut dyn Write) -> Result<Report
     Ok(report)
 }
 
-/// Passes output on until the suite has ended or has run too long.
-fn watch(child: &mut Child, lines: &mut Lines, out: &mut dyn Write) -> Result<ExitStatus> {
+/// Passes output on until the suite has ended or has said nothing for `limit`.
+fn watch(
+    limit: Duration,
+    child: &mut Child,
+    lines: &mut Lines,
+    out: &mut dyn Write,
+) -> Result<ExitStatus> {
     let output = child.stdout.take().context("a child without its output")?;
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
@@ -204,9 +216,8 @@ fn watch(child: &mut Child, lines: &mut Lines, out: &mut dyn Write) -> Result<Ex
             }
         }
     });
-    let deadline = Instant::now() + LIMIT;
     loop {
-        match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        match receiver.recv_timeout(limit) {
             Ok(line) => {
                 out.write_all(&line)?;
                 out.flush()?;
@@ -216,7 +227,11 @@ fn watch(child: &mut Child, lines: &mut Lines, out: &mut dyn Write) -> Result<Ex
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 child.kill()?;
                 child.wait()?;
-                return Err(anyhow!("no end after {} s: stopped", LIMIT.as_secs()));
+                // What libtest has written of a line by now: which test it is.
+                let begun = receiver.recv().unwrap_or_default();
+                let begun = String::from_utf8_lossy(&begun);
+                let seconds = limit.as_secs();
+                return Err(anyhow!("{begun}: nothing for {seconds} s: stopped"));
             }
         }
     }

@@ -40,6 +40,7 @@ fn suite(script: &str) -> Suite {
         executable: "/bin/sh".into(),
         directory: "/".into(),
         arguments: vec!["-c".to_owned(), script.to_owned()],
+        limit: TEST_LIMIT,
     }
 }
 
@@ -62,6 +63,19 @@ fn a_suite_that_crashes_or_is_missing_has_failed() {
         "echo 'test result: FAILED. 1 passed; 2 failed; 0 ignored'; exit 101",
     ));
     assert_eq!((counted.passed, counted.failed), (1, 2));
+}
+
+#[test]
+fn a_suite_that_hangs_is_stopped_and_says_where() {
+    let hanging = Suite {
+        limit: Duration::from_millis(200),
+        ..suite("echo 'test a ... ok'; printf 'test b ... '; exec sleep 1000")
+    };
+    let mut said = Vec::new();
+    let report = run(&hanging, &mut said);
+    assert_eq!((report.passed, report.failed), (0, 1));
+    let said = String::from_utf8(said).unwrap();
+    assert!(said.contains("test b ... : nothing for 0 s"), "{said}");
 }
 
 #[test]

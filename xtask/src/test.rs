@@ -74,7 +74,9 @@ pub(crate) fn test(selection: &Selection) -> Result<u8> {
     let chosen = |wanted: fn(&Built) -> bool| -> Vec<Suite> {
         let chosen = built.iter().filter(|built| is_test(built) && wanted(built));
         let chosen = chosen.filter(|built| selection.wants(built));
-        chosen.map(|built| Suite::new(built, &arguments)).collect()
+        chosen
+            .map(|built| Suite::new(built, &arguments, suites::TEST_LIMIT))
+            .collect()
     };
     let plain = chosen(|built| !needs_kvm(built));
     if !plain.is_empty() {
@@ -112,7 +114,7 @@ pub(crate) fn stress(selection: &Selection) -> Result<u8> {
         if is_stress(built) || needs_kvm(built) {
             let mut arguments = vec![mode.to_owned()];
             arguments.extend(selection.filter.iter().cloned());
-            suites.push(Suite::new(built, &arguments));
+            suites.push(Suite::new(built, &arguments, suites::STRESS_LIMIT));
         }
     }
     if suites.is_empty() {
@@ -225,12 +227,7 @@ fn kvm_suites(steps: &mut Steps, built: &[Built], suites: &[Suite]) {
         return;
     };
     println!("the lab's kernel is {kernel}");
-    steps.run("KVM tests, in the lab", || {
-        run_in_lab(suites).unwrap_or_else(|error| {
-            println!("the lab: {error:#}");
-            Report::single("the lab", false)
-        })
-    });
+    steps.run("KVM tests, in the lab", || run_in_labs(suites));
 }
 
 fn one_at_a_time(suite: &Suite) -> Suite {
@@ -239,9 +236,21 @@ fn one_at_a_time(suite: &Suite) -> Suite {
     suite
 }
 
-/// One boot for all of them.
-fn run_in_lab(suites: &[Suite]) -> Result<Report> {
-    let suites: Vec<_> = suites.iter().map(one_at_a_time).collect();
+/// A lab for each: see [`lab`] for what a long-lived one can do to the VMs in it. A lab that fails
+/// also takes only one suite with it.
+fn run_in_labs(suites: &[Suite]) -> Report {
+    let mut total = Report::default();
+    for suite in suites {
+        total.add(run_in_lab(one_at_a_time(suite)).unwrap_or_else(|error| {
+            println!("the lab: {error:#}");
+            Report::single(&suite.name, false)
+        }));
+    }
+    total
+}
+
+fn run_in_lab(suite: Suite) -> Result<Report> {
+    let suites = [suite];
     let scratch = dirs::Scratch::below(&lab::results_directory()?.join("suites"))?;
     let (list, results) = (scratch.path().join("list"), scratch.path().join("results"));
     suites::write_list(&suites, &list)?;
@@ -258,11 +267,11 @@ fn run_in_lab(suites: &[Suite]) -> Result<Report> {
         stdin: false,
     };
     let machine = Machine {
-        timeout: 7200,
+        // The suites have limits of their own, which say more.
+        timeout: 24 * 3600,
         ..Machine::default()
     };
     let exit = lab::run(&machine, &job, &mut ToStdout)?;
-    println!("the lab took {:.1} s to boot", exit.boot.as_secs_f64());
     let mut report = suites::read_results(&suites, &results);
     if exit.status != 0 && report.failed == 0 {
         report.add(Report::single(

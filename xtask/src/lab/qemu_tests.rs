@@ -9,6 +9,9 @@ fn memory_follows_the_machine_within_bounds() {
     assert_eq!(default_memory_mib("MemTotal:        8192000 kB\n"), 4000);
     assert_eq!(default_memory_mib("MemTotal:         512000 kB\n"), 1024);
     assert_eq!(default_memory_mib(""), 2048);
+    assert_eq!(code_cache_mib("MemTotal:       24684000 kB\n"), 2048);
+    assert_eq!(code_cache_mib("MemTotal:        8192000 kB\n"), 1000);
+    assert_eq!(code_cache_mib(""), 512);
 }
 
 fn arguments(icount: bool) -> String {
