@@ -16,7 +16,7 @@ const COLUMNS: [&str; 7] = ["name", "kind", "p50", "p99", "unit", "goal", "condi
 /// Measures the figures of these names, or all.
 pub(crate) fn run(names: &[String]) -> Result<u8> {
     kernel::run(false)?;
-    test::ember_prepare(&test::build_ember(&["--release", "--quiet"])?)?;
+    test::ember_prepare(&test::build_ember(&["--release", "--quiet"])?, &["python"])?;
     let built = cargo::build(&[
         "build",
         "--quiet",

@@ -31,7 +31,7 @@ pub(crate) fn run() -> Result<u8> {
         test::build_ember(&["--release", "--quiet"])
     })?;
     steps.run("the guest's kernel and the Python pack", || {
-        test::ember_prepare(&ember)
+        test::ember_prepare(&ember, &["python"])
     })?;
 
     let status = steps.run("run two programs", || {

@@ -16,6 +16,10 @@ use crate::{dirs, kernel, licences, probe};
 const KVM_PREFIX: &str = "kvm_";
 /// The same, and they take long: `cargo xtask stress` runs them.
 const STRESS_PREFIX: &str = "stress_";
+/// The packs that the tests of a change need.
+const PACKS: &[&str] = &["python", "javascript", "bash"];
+/// Those that the tests need which take longer: over half a gigabyte of packages.
+const STRESS_PACKS: &[&str] = &["typescript", "csharp", "cpp", "rust", "go", "ruby"];
 
 /// What of the tests is run.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -87,7 +91,7 @@ pub(crate) fn test(selection: &Selection) -> Result<u8> {
     }
     let kvm = chosen(|built| needs_kvm(built) && !is_stress(built));
     if !selection.no_kvm && !kvm.is_empty() {
-        kvm_suites(&mut steps, &built, &kvm);
+        kvm_suites(&mut steps, &built, &kvm, PACKS);
     }
     Ok(steps.finish(selection))
 }
@@ -120,7 +124,8 @@ pub(crate) fn stress(selection: &Selection) -> Result<u8> {
     if suites.is_empty() {
         bail!("no suite of that name needs KVM");
     }
-    kvm_suites(&mut steps, &built, &suites);
+    let packs = [PACKS, STRESS_PACKS].concat();
+    kvm_suites(&mut steps, &built, &suites, &packs);
     Ok(steps.finish(selection))
 }
 
@@ -205,9 +210,9 @@ fn doc_tests() -> Report {
 }
 
 /// Runs suites where KVM is real, and says where that is.
-fn kvm_suites(steps: &mut Steps, built: &[Built], suites: &[Suite]) {
+fn kvm_suites(steps: &mut Steps, built: &[Built], suites: &[Suite], packs: &[&str]) {
     if steps
-        .try_run("prepare kernels and packs", || prepare(built))
+        .try_run("prepare kernels and packs", || prepare(built, packs))
         .is_none()
     {
         return;
@@ -298,9 +303,9 @@ impl Output for ToStdout {
 }
 
 /// Kernels and packs: there is no network in the lab.
-fn prepare(built: &[Built]) -> Result<()> {
+fn prepare(built: &[Built], packs: &[&str]) -> Result<()> {
     kernel::run(false)?;
-    ember_prepare(&ember(built)?)
+    ember_prepare(&ember(built)?, packs)
 }
 
 /// The command line's executable, which cargo has built for its integration tests.
@@ -325,10 +330,11 @@ pub(crate) fn build_ember(options: &[&str]) -> Result<std::path::PathBuf> {
         .executable)
 }
 
-/// Fetches the stock kernel and builds the Python pack, unless they are in the cache.
-pub(crate) fn ember_prepare(ember: &Path) -> Result<()> {
+/// Fetches the stock kernel and builds the packs, unless they are in the cache.
+pub(crate) fn ember_prepare(ember: &Path, packs: &[&str]) -> Result<()> {
     let status = Command::new(ember)
-        .args(["prepare", "--kernel", "stock", "python"])
+        .args(["prepare", "--kernel", "stock"])
+        .args(packs)
         .stdin(Stdio::null())
         .status()
         .with_context(|| format!("starting {}", ember.display()))?;

@@ -1,15 +1,16 @@
 //! Programs to run: source text in a language that the image knows.
 
+mod program;
+
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ember_guest::host::{Command, Stdin, WarmCommand};
+use ember_guest::protocol::Limits;
 
 use crate::error::{Error, ErrorKind};
-use crate::language::{Account, Language};
+use crate::language::Language;
+pub(crate) use program::{Program, WarmProgram};
 
 /// A program: its text, its language, and what it is given.
 ///
@@ -18,12 +19,16 @@ use crate::language::{Account, Language};
 #[derive(Debug, Clone)]
 pub struct Code {
     source: Source,
+    /// The program's other files, by their paths beside it.
+    files: Vec<(String, Vec<u8>)>,
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     user: Option<OsString>,
     directory: Option<OsString>,
     stdin: Input,
     timeout: Option<Duration>,
+    limits: Limits,
+    compile_timeout: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -46,33 +51,8 @@ enum Input {
     Bytes(Vec<u8>),
 }
 
-/// What the interpreter can be handed as an argument: Linux takes 128 KiB with the zero byte at
-/// the end (`MAX_ARG_STRLEN`).
-const INLINE_MAX: usize = (128 << 10) - 1;
-/// The largest file that is taken for a program.
-const FILE_MAX: u64 = 64 << 20;
-
-/// Code made ready for one guest: perhaps a file to put there, and what to run.
-#[derive(Debug, Clone)]
-pub(crate) struct Program {
-    /// A file of the guest, to be written as the account's user before the command runs.
-    pub(crate) file: Option<(String, Vec<u8>)>,
-    pub(crate) command: Command,
-    pub(crate) input: Vec<u8>,
-    /// The same for a guest that keeps the language's interpreter warm.
-    pub(crate) warm: Option<WarmProgram>,
-}
-
-/// Code for an interpreter that is kept warm.
-#[derive(Debug, Clone)]
-pub(crate) struct WarmProgram {
-    /// The language, which is also the runner's name.
-    pub(crate) language: String,
-    pub(crate) command: WarmCommand,
-    /// The text, if it is nothing but that: what a template's warm-up leaves in the interpreter.
-    pub(crate) setup: Option<String>,
-    pub(crate) timeout: Option<Duration>,
-}
+/// How long a compiler may take if nothing is said: far longer than one does that ends.
+const COMPILE_TIMEOUT: Duration = Duration::from_secs(120);
 
 impl Code {
     /// A Python program.
@@ -100,12 +80,15 @@ impl Code {
     fn from_source(source: Source) -> Self {
         Self {
             source,
+            files: Vec::new(),
             arguments: Vec::new(),
             environment: Vec::new(),
             user: None,
             directory: None,
             stdin: Input::Null,
             timeout: None,
+            limits: Limits::default(),
+            compile_timeout: COMPILE_TIMEOUT,
         }
     }
 
@@ -116,6 +99,17 @@ impl Code {
             Source::Text { language, .. } => *language = name.into(),
             Source::File { language, .. } => *language = Some(name.into()),
         }
+        self
+    }
+
+    /// Gives it another file: a module, a header, data. `path` is relative to where the program is,
+    /// and to where it starts if nothing else is said: the account's home. A program that is given
+    /// as text is in a file there as well then, `main` with its language's extension.
+    ///
+    /// What is compiled is compiled in a directory that has these files and nothing else.
+    #[must_use]
+    pub fn with_file(mut self, path: impl Into<String>, contents: impl Into<Vec<u8>>) -> Self {
+        self.files.push((path.into(), contents.into()));
         self
     }
 
@@ -175,6 +169,21 @@ impl Code {
         self
     }
 
+    /// What it may use. Its compiler is not bound by that.
+    #[must_use]
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Ends the compiler after this long, if there is one: two minutes if not said. What the program
+    /// may take is not touched by that.
+    #[must_use]
+    pub fn compile_timeout(mut self, timeout: Duration) -> Self {
+        self.compile_timeout = timeout;
+        self
+    }
+
     /// What it is, for people: its language and text, or its file.
     pub(crate) fn summary(&self) -> String {
         match &self.source {
@@ -183,45 +192,28 @@ impl Code {
         }
     }
 
-    /// The one of `languages` that it is in.
+    /// The one of `languages` that it is in: by its name, which may have as much of a version as
+    /// matters (`python3.11`), or by its file's extension.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidRequest`], with the languages that there are.
     pub fn find_language<'a>(&self, languages: &'a [Language]) -> Result<&'a Language, Error> {
-        let by_name = |wanted: &str| languages.iter().find(|language| language.name == wanted);
-        let (found, problem) = match &self.source {
-            Source::Text { language, .. }
-            | Source::File {
-                language: Some(language),
-                ..
-            } => (
-                by_name(language),
-                format!("there is no language {language:?} in this image"),
+        let mut languages_of = languages.iter();
+        let (found, problem) = match self.hint() {
+            Hint::Name(name) => (
+                languages_of.find(|language| language.answers_to(name)),
+                format!("there is no language {name:?} in this image"),
             ),
-            Source::File { path, .. } => {
-                let extension = path.extension().and_then(|extension| extension.to_str());
-                let found = languages.iter().find(|language| {
-                    extension.is_some_and(|e| language.extensions.iter().any(|known| known == e))
-                });
-                let name = path.display();
-                (
-                    found,
-                    format!("the name of {name} does not tell a language of this image"),
-                )
-            }
+            Hint::Extension(extension, path) => (
+                languages_of.find(|language| language.has_extension(extension)),
+                format!(
+                    "the name of {} does not tell a language of this image",
+                    path.display()
+                ),
+            ),
         };
         found.ok_or_else(|| {
-            let known: Vec<String> = languages
-                .iter()
-                .map(|language| {
-                    let extensions: Vec<String> = language
-                        .extensions
-                        .iter()
-                        .map(|e| format!(".{e}"))
-                        .collect();
-                    format!("{} ({})", language.name, extensions.join(", "))
-                })
-                .collect();
+            let known: Vec<String> = languages.iter().map(Language::summary).collect();
             let known = if known.is_empty() {
                 "it has none".to_owned()
             } else {
@@ -231,109 +223,34 @@ impl Code {
         })
     }
 
-    /// Reads the program, if it is in a file, and says how to run it. Blocks while it reads.
-    pub(crate) fn prepare(
-        self,
-        languages: &[Language],
-        account: &Account,
-        unique: u64,
-    ) -> Result<Program, Error> {
-        let language = self.find_language(languages)?.clone();
-        let is_plain = self.arguments.is_empty()
-            && self.environment.is_empty()
-            && self.user.is_none()
-            && self.directory.is_none()
-            && matches!(self.stdin, Input::Null);
-        let mut command = Command::from_argv(&language.interpreter);
-        let mut warm;
-        let mut setup = None;
-        let mut file = None;
-        match self.source {
-            Source::Text { text, .. } if text.len() <= INLINE_MAX && !text.contains('\0') => {
-                warm = WarmCommand::code(text.clone());
-                setup = is_plain.then(|| text.clone());
-                command = command.arg(language.inline).arg(text);
-            }
-            Source::Text { text, .. } => {
-                let extension = language.extensions.first().map_or("txt", String::as_str);
-                let path = format!("/tmp/program-{unique}.{extension}");
-                command = command.arg(&path);
-                warm = WarmCommand::file(&path);
-                file = Some((path, text.into_bytes()));
-            }
-            Source::File { path, .. } => {
-                let bytes = read(&path).map_err(|error| {
-                    let message = format!("cannot read the program {}", path.display());
-                    Error::because(ErrorKind::InvalidRequest, message, error)
-                })?;
-                let name = path.file_name().and_then(|name| name.to_str());
-                let inside = match name {
-                    Some(name) => format!("{}/{name}", account.home),
-                    None => format!("{}/program-{unique}", account.home),
-                };
-                command = command.arg(&inside);
-                warm = WarmCommand::file(&inside);
-                file = Some((inside, bytes));
-            }
-        }
-        // A runner's programs run as who the runner is.
-        let is_accounts = self.user.is_none();
-        let directory = self
-            .directory
-            .unwrap_or_else(|| account.home.clone().into());
-        warm = warm.args(self.arguments.clone()).current_dir(&directory);
-        command = command
-            .args(self.arguments)
-            .user(self.user.unwrap_or_else(|| account.user.clone().into()))
-            .current_dir(directory);
-        for (name, value) in self.environment {
-            warm = warm.env(&name, &value);
-            command = command.env(name, value);
-        }
-        if let Some(timeout) = self.timeout {
-            command = command.timeout(timeout);
-        }
-        let input = match self.stdin {
-            Input::Null => Vec::new(),
-            Input::Piped => {
-                command = command.stdin(Stdin::Piped);
-                warm = warm.stdin(Stdin::Piped);
-                Vec::new()
-            }
-            Input::Bytes(bytes) => {
-                command = command.stdin(Stdin::Piped);
-                warm = warm.stdin(Stdin::Piped);
-                bytes
-            }
-        };
-        let is_warmable = is_accounts && !language.runner.is_empty();
-        let warm = is_warmable.then_some(WarmProgram {
-            language: language.name,
-            command: warm,
-            setup,
-            timeout: self.timeout,
-        });
-        Ok(Program {
-            file,
-            command,
-            input,
-            warm,
+    /// Whether one of `languages` is its, or may be when its version is known.
+    pub(crate) fn may_be_in(&self, languages: &[Language]) -> bool {
+        languages.iter().any(|language| match self.hint() {
+            Hint::Name(name) => language.answers_to(name) || language.may_answer_to(name),
+            Hint::Extension(extension, _) => language.has_extension(extension),
         })
+    }
+
+    /// What tells its language.
+    fn hint(&self) -> Hint<'_> {
+        match &self.source {
+            Source::Text { language, .. }
+            | Source::File {
+                language: Some(language),
+                ..
+            } => Hint::Name(language),
+            Source::File { path, .. } => {
+                let extension = path.extension().and_then(|extension| extension.to_str());
+                Hint::Extension(extension.unwrap_or_default(), path)
+            }
+        }
     }
 }
 
-fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)?
-        .take(FILE_MAX + 1)
-        .read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > FILE_MAX {
-        return Err(io::Error::new(
-            io::ErrorKind::FileTooLarge,
-            format!("a program is at most {} MiB", FILE_MAX >> 20),
-        ));
-    }
-    Ok(bytes)
+/// What tells a program's language.
+enum Hint<'a> {
+    Name(&'a str),
+    Extension(&'a str, &'a Path),
 }
 
 #[cfg(test)]

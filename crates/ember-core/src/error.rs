@@ -26,6 +26,9 @@ pub enum ErrorKind {
     NotFound,
     /// The program is there and cannot be executed by this user.
     NotExecutable,
+    /// The program could not be compiled, and so not be started. The message has what the compiler
+    /// said. Of a program that is [run](crate::Sandbox::run) to its end, that is an outcome.
+    CompilationFailed,
     /// The guest has no memory, processes or files left for it.
     Exhausted,
     /// A kernel or an image could not be prepared: a package, a tool or a file is missing.

@@ -41,6 +41,7 @@
 
 mod assets;
 mod code;
+mod compile;
 mod error;
 mod host;
 mod language;
@@ -55,12 +56,14 @@ mod progress;
 mod sandbox;
 mod size;
 mod template;
+mod verdict;
 
-pub use assets::{Assets, Image, Kernel, ReadyImage, ReadyKernel};
+pub use assets::{Assets, Image, Kernel, Pack, ReadyImage, ReadyKernel};
 pub use code::Code;
+pub use compile::Compilation;
 pub use error::{Error, ErrorKind};
 pub use host::{Condition, Finding, Host, Measured};
-pub use language::{Account, Language};
+pub use language::{Account, Compiler, Language};
 pub use output::{Captured, Output};
 pub use pool::{Budget, Pool, PoolBuilder, PoolStatus, PooledSandbox};
 pub use progress::{Event, Progress};
@@ -69,6 +72,7 @@ pub use size::ByteSize;
 pub use template::{
     ForkOptions, LoadOptions, Shell, StoredTemplate, Template, TemplateBuilder, Templates,
 };
+pub use verdict::Verdict;
 
 pub use ember_guest::host::{Command, ProcessControl, ProcessOutput, ProcessStdin, Stdin};
 pub use ember_guest::protocol::{LimitHit, Limits, Outcome, PtySize, Status};

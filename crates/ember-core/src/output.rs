@@ -6,6 +6,8 @@ use std::ops::Deref;
 
 use ember_guest::protocol::Outcome;
 
+use crate::compile::Compilation;
+
 /// What came of a program that ran to its end, or was ended.
 #[derive(Debug, Clone)]
 pub struct Output {
@@ -15,8 +17,11 @@ pub struct Output {
     pub stderr: Captured,
     /// It wrote more than is kept; the rest was dropped.
     pub truncated: bool,
-    /// How it ended, and what it used.
+    /// How it ended, and what it used. Of a program that could not be compiled, how its compiler
+    /// did, whose messages are its standard error.
     pub outcome: Outcome,
+    /// How it was compiled, if its language is one that is.
+    pub compile: Option<Compilation>,
 }
 
 impl Output {

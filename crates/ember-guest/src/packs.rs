@@ -10,10 +10,52 @@ pub struct Pack {
 }
 
 /// All packs that Ember brings.
-pub const PACKS: &[Pack] = &[Pack {
-    name: "python",
-    recipe: include_str!("../packs/python.toml"),
-}];
+pub const PACKS: &[Pack] = &[
+    Pack {
+        name: "base",
+        recipe: include_str!("../packs/base.toml"),
+    },
+    Pack {
+        name: "python",
+        recipe: include_str!("../packs/python.toml"),
+    },
+    Pack {
+        name: "javascript",
+        recipe: include_str!("../packs/javascript.toml"),
+    },
+    Pack {
+        name: "typescript",
+        recipe: include_str!("../packs/typescript.toml"),
+    },
+    Pack {
+        name: "csharp",
+        recipe: include_str!("../packs/csharp.toml"),
+    },
+    Pack {
+        name: "cpp",
+        recipe: include_str!("../packs/cpp.toml"),
+    },
+    Pack {
+        name: "rust",
+        recipe: include_str!("../packs/rust.toml"),
+    },
+    Pack {
+        name: "go",
+        recipe: include_str!("../packs/go.toml"),
+    },
+    Pack {
+        name: "ruby",
+        recipe: include_str!("../packs/ruby.toml"),
+    },
+    Pack {
+        name: "bash",
+        recipe: include_str!("../packs/bash.toml"),
+    },
+    Pack {
+        name: "multi",
+        recipe: include_str!("../packs/multi.toml"),
+    },
+];
 
 /// A program that keeps an interpreter warm.
 #[derive(Debug, Clone, Copy)]
@@ -26,7 +68,13 @@ pub struct Runner {
 
 /// All runners that Ember brings. What they and the agent say to each other is written down in the
 /// Python one.
-pub const RUNNERS: &[Runner] = &[Runner {
-    path: "/usr/lib/ember/runners/python.py",
-    text: include_str!("../packs/runners/python.py"),
-}];
+pub const RUNNERS: &[Runner] = &[
+    Runner {
+        path: "/usr/lib/ember/runners/python.py",
+        text: include_str!("../packs/runners/python.py"),
+    },
+    Runner {
+        path: "/usr/lib/ember/runners/ruby.rb",
+        text: include_str!("../packs/runners/ruby.rb"),
+    },
+];

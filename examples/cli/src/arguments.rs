@@ -8,8 +8,9 @@ use clap::{Args, Parser, Subcommand};
 use ember_core::{ByteSize, Image, Kernel};
 
 const AFTER_HELP: &str = "\
-Exit status: that of the program; 128 + N if signal N ended it, 124 if its time was up, 126 if it
-cannot be executed, 127 if it is not there, 125 if Ember itself failed, 130 after Ctrl-C.";
+Exit status: that of the program; 128 + N if signal N ended it, 123 if it could not be compiled, 124
+if its time was up, 126 if it cannot be executed, 127 if it is not there, 125 if Ember itself failed,
+130 after Ctrl-C.";
 
 /// Run programs in microVMs.
 #[derive(Debug, Parser)]
@@ -22,14 +23,18 @@ pub(crate) struct Arguments {
 }
 
 /// Options that stand before or after the name of the command.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct Common {
     /// Print one JSON object in place of text.
     #[arg(long, global = true)]
     pub(crate) json: bool,
-    /// The root file system: a pack's name, or a squashfs, erofs or ext4 file (with a slash).
-    #[arg(long, global = true, value_name = "IMAGE", default_value = "python", value_parser = image)]
-    pub(crate) image: Image,
+    /// The root file system: a pack's name, or a squashfs, erofs or ext4 file (with a slash)
+    /// [default: the pack for the program's language, else python].
+    #[arg(long, global = true, value_name = "IMAGE", value_parser = image)]
+    pub(crate) image: Option<Image>,
+    /// The recipe of a pack, to be used as the root file system.
+    #[arg(long, global = true, value_name = "FILE", conflicts_with = "image")]
+    pub(crate) pack_file: Option<PathBuf>,
     /// The kernel: `stock`, `tuned` or a file [default: tuned if it has been built, else stock].
     #[arg(long, global = true, value_name = "KERNEL", value_parser = kernel)]
     pub(crate) kernel: Option<Kernel>,
@@ -40,15 +45,28 @@ pub(crate) struct Common {
     #[arg(long, global = true, value_name = "N", default_value_t = 1,
           value_parser = clap::value_parser!(u8).range(1..=32))]
     pub(crate) vcpus: u8,
-    /// How much memory the guest has, in MiB.
-    #[arg(long, global = true, value_name = "MIB", default_value = "256", value_parser = mebibytes)]
-    pub(crate) memory: ByteSize,
+    /// How much memory the guest has, in MiB [default: what the pack's languages need, else 256].
+    #[arg(long, global = true, value_name = "MIB", value_parser = mebibytes)]
+    pub(crate) memory: Option<ByteSize>,
     /// Boot a guest, rather than clone the template that is kept of such guests.
     #[arg(long, global = true)]
     pub(crate) boot: bool,
     /// Show the guest's console on standard error. Boots a guest.
     #[arg(long, global = true)]
     pub(crate) console: bool,
+}
+
+impl Common {
+    /// The root file system, if one was named.
+    pub(crate) fn named_image(&self) -> Option<Image> {
+        let recipe = self.pack_file.as_ref().map(Image::recipe);
+        recipe.or_else(|| self.image.clone())
+    }
+
+    /// The root file system.
+    pub(crate) fn image(&self) -> Image {
+        self.named_image().unwrap_or_else(|| Image::pack("python"))
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -64,6 +82,9 @@ pub(crate) enum Task {
     /// Templates: guests that were booted once, and are cloned from then on.
     #[command(subcommand)]
     Template(Template),
+    /// Languages that programs can be in.
+    #[command(subcommand)]
+    Lang(Lang),
     /// Say what this host can do, and what to change.
     Doctor,
     /// Measure how long things take on this host.
@@ -171,6 +192,12 @@ pub(crate) enum Template {
     },
     /// Remove templates.
     Rm(Remove),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Lang {
+    /// List them, with their versions as far as their packs have been built.
+    Ls,
 }
 
 #[derive(Debug, Args)]

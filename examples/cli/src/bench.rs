@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use ember_core::{Code, Command, Error, Host, Pool, Sandbox, Template};
+use ember_core::{ByteSize, Code, Command, Error, Host, Pool, Sandbox, Template};
 use serde_json::json;
 
 use crate::arguments::{Bench, Common};
@@ -27,8 +27,17 @@ pub(crate) async fn bench(options: &Bench, common: &Common) -> Result<ExitCode> 
     until_signal(measure(options, common, &host)).await
 }
 
+/// The guests' memory: figures are compared, so it does not depend on the pack.
+fn memory(common: &Common) -> ByteSize {
+    common.memory.unwrap_or(ByteSize::mib(256))
+}
+
 async fn measure(options: &Bench, common: &Common, host: &Host) -> Result<ExitCode> {
     let samples = usize::from(options.samples);
+    let common = &Common {
+        memory: Some(memory(common)),
+        ..common.clone()
+    };
     let mut figures = Vec::new();
     guests(common, samples, &mut figures).await?;
     let begun = Instant::now();
@@ -44,7 +53,8 @@ async fn measure(options: &Bench, common: &Common, host: &Host) -> Result<ExitCo
 
     if common.json {
         let figures: Vec<_> = figures.iter().map(Figure::to_json).collect();
-        let conditions = json!({ "vcpus": common.vcpus, "memory_bytes": common.memory.as_bytes() });
+        let conditions =
+            json!({ "vcpus": common.vcpus, "memory_bytes": memory(common).as_bytes() });
         let all = json!({ "host": host, "conditions": conditions, "figures": figures });
         say!("{all:#}");
         return Ok(ExitCode::SUCCESS);
@@ -69,7 +79,7 @@ async fn measure(options: &Bench, common: &Common, host: &Host) -> Result<ExitCo
     say!(
         "{} vCPUs, {}. By this host's clock, with whatever else it does.",
         common.vcpus,
-        common.memory
+        memory(common)
     );
     Ok(ExitCode::SUCCESS)
 }

@@ -48,10 +48,12 @@ pub(crate) async fn until_signal(work: impl Future<Output = Result<ExitCode>>) -
 
 /// Describes a guest as `common` says.
 pub(crate) fn guest(common: &Common) -> Result<SandboxBuilder> {
-    let mut builder = Sandbox::builder(common.image.clone())
+    let mut builder = Sandbox::builder(common.image())
         .assets(assets()?)
-        .vcpus(common.vcpus)
-        .memory(common.memory);
+        .vcpus(common.vcpus);
+    if let Some(memory) = common.memory {
+        builder = builder.memory(memory);
+    }
     if let Some(kernel) = &common.kernel {
         builder = builder.kernel(kernel.clone());
     }
@@ -74,10 +76,12 @@ pub(crate) fn template(common: &Common) -> Result<TemplateBuilder> {
             "--console shows the console of a guest that is booted: it is for run, exec and shell"
         );
     }
-    let mut builder = Template::builder(common.image.clone())
+    let mut builder = Template::builder(common.image())
         .assets(assets()?)
-        .vcpus(common.vcpus)
-        .memory(common.memory);
+        .vcpus(common.vcpus);
+    if let Some(memory) = common.memory {
+        builder = builder.memory(memory);
+    }
     if let Some(kernel) = &common.kernel {
         builder = builder.kernel(kernel.clone());
     }
@@ -92,14 +96,23 @@ pub(crate) fn assets() -> Result<Assets> {
     Ok(Assets::of_user()?.with_progress(progress::to_stderr()))
 }
 
-/// Refuses a language that the image does not have before a guest is booted for it. Prepares the
-/// image, if it has to be.
-pub(crate) async fn check_language(common: &Common, code: &Code) -> Result<()> {
+/// What holds for a guest that is to run `code`: unless an image was named, it has the pack for the
+/// program's language. Prepares the image, if it has to be, and refuses a language that it does not
+/// have, before a guest is booted for it.
+pub(crate) async fn for_code(common: &Common, code: &Code) -> Result<Common> {
     let assets = assets()?;
-    let image = common.image.clone();
-    let image = tokio::task::spawn_blocking(move || assets.image(&image)).await??;
-    code.find_language(&image.languages)?;
-    Ok(())
+    let image = match common.named_image() {
+        Some(image) => image,
+        None => assets.image_for(code)?,
+    };
+    let named = image.clone();
+    let ready = tokio::task::spawn_blocking(move || assets.image(&named)).await??;
+    code.find_language(&ready.languages)?;
+    Ok(Common {
+        image: Some(image),
+        pack_file: None,
+        ..common.clone()
+    })
 }
 
 /// The signals that ask a process to end.

@@ -19,13 +19,17 @@ pub(crate) fn prepare(options: &Prepare, common: &Common) -> Result<ExitCode> {
     }
     let kernel = assets.kernel(&wanted)?;
     let mut images = Vec::new();
+    if let Some(recipe) = &common.pack_file {
+        let image = assets.image(&Image::recipe(recipe))?;
+        images.push((recipe.display().to_string(), image));
+    }
     for pack in &options.packs {
         let image = if options.renew {
             assets.renew_pack(pack)?
         } else {
             assets.image(&Image::pack(pack))?
         };
-        images.push((pack, image));
+        images.push((pack.clone(), image));
     }
     if let Some(path) = &options.initramfs {
         let bytes = assets.initramfs(&kernel)?;
@@ -35,7 +39,7 @@ pub(crate) fn prepare(options: &Prepare, common: &Common) -> Result<ExitCode> {
     if common.json {
         let images: serde_json::Map<_, _> = images
             .iter()
-            .map(|(pack, image)| ((*pack).clone(), json!(image)))
+            .map(|(pack, image)| (pack.clone(), json!(image)))
             .collect();
         say!("{:#}", json!({ "kernel": kernel, "images": images }));
     } else {

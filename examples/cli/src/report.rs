@@ -4,15 +4,30 @@ use std::process::ExitCode;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use ember_core::{Captured, Error, ErrorKind, Outcome, Output, Status};
+use ember_core::{Captured, Error, ErrorKind, Outcome, Output, Status, Verdict};
 use serde_json::{Value, json};
 
 /// Ember itself failed.
 const FAILED: u8 = 125;
+/// The program could not be compiled.
+const NOT_COMPILED: u8 = 123;
 const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
 /// The time was up, as `timeout` reports it.
 const TIMED_OUT: u8 = 124;
+
+/// The exit status of a program that could not be compiled.
+pub(crate) fn not_compiled() -> ExitCode {
+    ExitCode::from(NOT_COMPILED)
+}
+
+/// The exit status that stands for what came of a program.
+pub(crate) fn status_of(output: &Output) -> ExitCode {
+    match output.verdict() {
+        Verdict::CompilationError => not_compiled(),
+        _ => status(&output.outcome),
+    }
+}
 
 /// The exit status that stands for `outcome`.
 pub(crate) fn status(outcome: &Outcome) -> ExitCode {
@@ -35,6 +50,7 @@ pub(crate) fn output(output: &Output) -> Value {
         stderr,
         truncated,
         outcome,
+        compile,
     } = output;
     let (exit_code, signal) = match outcome.status {
         Status::Exited(code) => (Some(code), None),
@@ -48,7 +64,15 @@ pub(crate) fn output(output: &Output) -> Value {
             .is_err()
             .then(|| BASE64.encode(bytes))
     };
+    let compile = compile.as_ref().map(|compilation| {
+        json!({
+            "cached": compilation.cached,
+            "seconds": compilation.time().map(|time| time.as_secs_f64()),
+            "messages": text(&compilation.messages),
+        })
+    });
     json!({
+        "verdict": output.verdict().name(),
         "exit_code": exit_code,
         "signal": signal,
         "timed_out": outcome.timed_out(),
@@ -66,6 +90,7 @@ pub(crate) fn output(output: &Output) -> Value {
         "peak_processes": outcome.peak_processes,
         "output_bytes": outcome.output,
         "disk_bytes": outcome.disk,
+        "compile": compile,
     })
 }
 

@@ -1,5 +1,6 @@
 //! `ember run`: a program in a guest of its own.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -7,14 +8,14 @@ use ember_core::{Code, Sandbox};
 use tokio::io::AsyncReadExt;
 
 use crate::arguments::{Common, Run};
-use crate::guest::{check_language, with_guest};
+use crate::guest::{for_code, with_guest};
 use crate::report::say;
 use crate::{report, streams};
 
 pub(crate) async fn run(options: &Run, common: &Common) -> Result<ExitCode> {
     let code = code(options).await?;
-    check_language(common, &code).await?;
-    with_guest(common, async |sandbox: Sandbox| {
+    let common = for_code(common, &code).await?;
+    with_guest(&common, async |sandbox: Sandbox| {
         let outcome = in_guest(&sandbox, code, common.json).await;
         (sandbox, outcome)
     })
@@ -25,7 +26,14 @@ async fn in_guest(sandbox: &Sandbox, code: Code, json: bool) -> Result<ExitCode>
     if json {
         let output = sandbox.run(code).await?;
         say!("{:#}", report::output(&output));
-        return Ok(report::status(&output.outcome));
+        return Ok(report::status_of(&output));
+    }
+    if let Some(compilation) = sandbox.compile(code.clone()).await? {
+        // Warnings as well; nobody has to read them.
+        let _ = io::stderr().write_all(&compilation.messages);
+        if !compilation.success() {
+            return Ok(report::not_compiled());
+        }
     }
     let process = sandbox.start(code).await?;
     let outcome = streams::connect(process).await?;

@@ -109,8 +109,49 @@ fn an_unknown_language_is_refused_with_the_list() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(125));
-    assert!(text(&output.stderr).contains("python (.py)"), "{output:?}");
+    let said = text(&output.stderr);
+    assert!(said.contains("python 3") && said.contains("rust"), "{said}");
     assert_eq!(text(&output.stdout), "");
+    // The image that was named has fewer.
+    let output = ember(&["run", "--image", "python", "-l", "rust", "-c", "x"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(125));
+    let said = text(&output.stderr);
+    assert!(
+        said.contains("python 3") && !said.contains("(.rs)"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_program_finds_its_pack_by_its_files_extension_and_version() {
+    let directory = tempfile::tempdir().unwrap();
+    let script = directory.path().join("hello.sh");
+    fs::write(&script, "echo hello $1; exit 4").unwrap();
+    let output = ember(&["run", script.to_str().unwrap(), "you"])
+        .output()
+        .unwrap();
+    assert_eq!(text(&output.stdout), "hello you\n", "{output:?}");
+    assert_eq!(output.status.code(), Some(4));
+
+    let output = ember(&["lang", "ls", "--json"]).output().unwrap();
+    let listed: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let listed = listed.as_array().unwrap();
+    let python = listed.iter().find(|it| it["language"] == "python").unwrap();
+    assert_eq!(python["built"], true);
+    assert_eq!(python["extensions"][0], ".py");
+    let version = python["version"].as_str().unwrap();
+    let minor = format!("python{}", version.rsplit_once('.').unwrap().0);
+    let output = ember(&["run", "-l", &minor, "-c", "print(1)"])
+        .output()
+        .unwrap();
+    assert_eq!(text(&output.stdout), "1\n", "{output:?}");
+    let output = ember(&["run", "-l", "python2.7", "-c", "print 1"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(125));
+    assert!(text(&output.stderr).contains(version), "{output:?}");
 }
 
 #[test]

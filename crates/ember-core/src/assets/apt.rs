@@ -86,18 +86,22 @@ impl<'a> Apt<'a> {
             path: status,
             source,
         })?;
-        Ok(Self {
+        let apt = Self {
             directory,
             progress,
             lists: Lists::Host,
             _lock: lock,
-        })
+        };
+        // What a build that failed has left: apt does not list what it need not download.
+        apt.clean()?;
+        Ok(apt)
     }
 
     /// Downloads `packages` and everything that they depend on; sorted by name.
     pub(crate) fn closure(&mut self, packages: &[String]) -> Result<Vec<Package>, AptError> {
         self.with_fresh_lists_if_needed(|apt| {
-            let mut arguments = vec!["install", "--print-uris"];
+            let preferences = apt.preferences()?;
+            let mut arguments = vec!["install", "--print-uris", "-o", &preferences];
             arguments.extend(packages.iter().map(String::as_str));
             let what = format!("tried to resolve the packages {}", packages.join(" "));
             let mut closure = apt
@@ -177,6 +181,19 @@ impl<'a> Apt<'a> {
             }
             outcome => outcome,
         }
+    }
+
+    /// The option that has packages taken from Debian, where a machine's sources have others of
+    /// the same name and higher versions: what a recipe says of files is of Debian's packages.
+    fn preferences(&self) -> Result<String, AptError> {
+        let path = self.directory.join("preferences");
+        let pin = "Package: *\nPin: release o=Debian\nPin-Priority: 990\n";
+        fs::write(&path, pin).map_err(|source| AptError::Io {
+            action: "write",
+            path: path.clone(),
+            source,
+        })?;
+        Ok(format!("Dir::Etc::preferences={}", path.display()))
     }
 
     fn archives(&self) -> PathBuf {

@@ -9,8 +9,9 @@ use sha2::{Digest, Sha256};
 
 use super::apt::Apt;
 use super::pack;
-use super::recipe::Recipe;
+use super::recipe::{Recipe, Shelf};
 use super::{AssetError, Assets};
+use crate::language::upstream_version;
 use crate::{Account, Language};
 
 /// A guest's root file system: read-only, shared by every guest that uses it.
@@ -20,14 +21,21 @@ pub struct Image(Source);
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Source {
     Pack(String),
+    Recipe(PathBuf),
     File(PathBuf),
 }
 
 impl Image {
-    /// A pack that Ember has the recipe of, such as `python`. It is built when it is first needed,
-    /// and kept.
+    /// A pack that there is a recipe of, Ember's own such as `python` or one of the user's
+    /// (`~/.config/ember/packs/NAME.toml`). It is built when it is first needed, and kept.
     pub fn pack(name: impl Into<String>) -> Self {
         Self(Source::Pack(name.into()))
+    }
+
+    /// The pack whose recipe is the file `path`. It is built when it is first needed, and again
+    /// when the recipe was changed.
+    pub fn recipe(path: impl Into<PathBuf>) -> Self {
+        Self(Source::Recipe(path.into()))
     }
 
     /// A squashfs, erofs or ext4 file that exists. It is only ever read.
@@ -41,7 +49,7 @@ impl fmt::Display for Image {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Source::Pack(name) => f.write_str(name),
-            Source::File(path) => path.display().fmt(f),
+            Source::Recipe(path) | Source::File(path) => path.display().fmt(f),
         }
     }
 }
@@ -57,9 +65,27 @@ pub struct ReadyImage {
     pub account: Account,
     /// Which kind of file system it is, if that is known.
     pub file_system: Option<&'static str>,
+    /// How much memory a guest of it should have if nothing is said, in MiB, if that is known.
+    pub memory_mib: Option<u32>,
+}
+
+/// A pack that can be asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Pack {
+    /// Its name.
+    pub name: String,
+    /// The languages that it is for. Their versions are known when it has been built.
+    pub languages: Vec<Language>,
+    /// Its image's file, if it has been built.
+    pub file: Option<PathBuf>,
+    /// Why it cannot be, if its recipe is wrong.
+    pub problem: Option<String>,
 }
 
 const FILE: &str = "root.squashfs";
+/// Beside it: a line for each package that it was made from, with its version.
+const PACKAGES: &str = "packages";
 
 /// Why an image is not there.
 #[derive(Debug, thiserror::Error)]
@@ -71,51 +97,139 @@ pub(crate) struct ReadError {
 
 pub(super) fn prepare(assets: &Assets, image: &Image) -> Result<ReadyImage, AssetError> {
     match &image.0 {
-        Source::Pack(name) => pack(assets, name, false),
+        Source::Pack(name) => pack(assets, &Shelf::of_user().find(name)?, false),
+        Source::Recipe(path) => pack(assets, &Shelf::of_user().read(path)?, false),
         Source::File(path) => {
-            fs::File::open(path).map_err(|source| ReadError {
-                path: path.clone(),
-                source,
-            })?;
+            fs::File::open(path).map_err(read_error(path))?;
             Ok(ReadyImage {
                 file: path.clone(),
                 languages: Vec::new(),
                 account: Account::default(),
                 file_system: None,
+                memory_mib: None,
             })
         }
     }
 }
 
-/// The pack `name` in the cache, or one of the newest packages if there is none or `renew` asks
-/// for it.
-pub(super) fn pack(assets: &Assets, name: &str, renew: bool) -> Result<ReadyImage, AssetError> {
-    let (recipe, text) = Recipe::find(name)?;
-    let cache = &assets.cache;
-    let ready = |directory: &Path| ReadyImage {
-        file: directory.join(FILE),
-        languages: recipe.languages.clone(),
-        account: recipe.account.clone(),
-        file_system: Some("squashfs"),
+fn read_error(path: &Path) -> impl FnOnce(std::io::Error) -> ReadError + '_ {
+    move |source| ReadError {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// All packs that there are recipes of.
+pub(super) fn packs(assets: &Assets, shelf: &Shelf) -> Result<Vec<Pack>, AssetError> {
+    let describe = |name: String| {
+        let recipe = match shelf.find(&name) {
+            Ok(recipe) => recipe,
+            Err(error) => {
+                return Ok(Pack {
+                    name,
+                    languages: Vec::new(),
+                    file: None,
+                    problem: Some(error.to_string()),
+                });
+            }
+        };
+        let built = Build::of(&recipe).found(assets)?;
+        // A pack of packs is for all that these are for.
+        let own = match recipe.own_languages() {
+            [] => recipe.languages.len(),
+            own => own.len(),
+        };
+        let languages = match &built {
+            Some(image) => &image.languages,
+            None => &recipe.languages,
+        };
+        Ok(Pack {
+            name,
+            languages: languages[languages.len() - own..].to_vec(),
+            file: built.map(|image| image.file),
+            problem: None,
+        })
     };
-    // What the recipe was when it was followed last, and what came of it. Which versions the
-    // packages have is asked only when there is nothing: an image does not change under its users.
-    let format = pack::FORMAT.to_string();
-    let runners = ember_guest::packs::RUNNERS.iter().map(|runner| runner.text);
-    let made_of: Vec<&str> = [&*format, text].into_iter().chain(runners).collect();
-    let pointer = format!("images/{name}-{}", digest(&made_of));
-    let cached = || -> Result<Option<ReadyImage>, AssetError> {
-        let Some(key) = cache.pointer(&pointer)? else {
+    shelf.names().into_iter().map(describe).collect()
+}
+
+/// A recipe as it is followed.
+struct Build<'a> {
+    recipe: &'a Recipe,
+    /// All that goes into it but for the packages' versions.
+    made_of: Vec<String>,
+    /// What says in the cache what came of it when it was followed last. Which versions the
+    /// packages have is asked only when there is nothing: an image does not change under its users.
+    pointer: String,
+}
+
+impl<'a> Build<'a> {
+    fn of(recipe: &'a Recipe) -> Self {
+        let mut made_of = vec![pack::FORMAT.to_string()];
+        made_of.extend(recipe.texts.iter().cloned());
+        made_of.extend(pack::runners(recipe).map(|runner| runner.text.to_owned()));
+        Self {
+            recipe,
+            pointer: format!("images/{}-{}", recipe.name, digest(&made_of)),
+            made_of,
+        }
+    }
+
+    /// What was built before.
+    fn found(&self, assets: &Assets) -> Result<Option<ReadyImage>, AssetError> {
+        let Some(key) = assets.cache.pointer(&self.pointer)? else {
             return Ok(None);
         };
-        let directory = cache.root().join("images").join(key);
-        Ok(directory.is_dir().then(|| ready(&directory)))
-    };
-    if !renew && let Some(image) = cached()? {
+        let directory = assets.cache.root().join("images").join(key);
+        match directory.is_dir() {
+            true => self.ready(&directory).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    fn ready(&self, directory: &Path) -> Result<ReadyImage, AssetError> {
+        let path = directory.join(PACKAGES);
+        let packages = fs::read_to_string(&path).map_err(read_error(&path))?;
+        let mut languages = self.recipe.languages.clone();
+        for language in &mut languages {
+            let version = (language.package.as_deref())
+                .and_then(|pattern| version_of(pattern, &packages))
+                .map(str::to_owned);
+            language.version = version;
+        }
+        Ok(ReadyImage {
+            file: directory.join(FILE),
+            languages,
+            account: self.recipe.account.clone(),
+            file_system: Some("squashfs"),
+            memory_mib: self.recipe.memory_mib,
+        })
+    }
+}
+
+/// The version that `packages` (lines of a name and a version) has of the first that `pattern`
+/// matches.
+fn version_of<'a>(pattern: &str, packages: &'a str) -> Option<&'a str> {
+    let mut pairs = packages.lines().filter_map(|line| line.split_once(' '));
+    let (_, version) =
+        pairs.find(|(name, _)| super::tree::matches(pattern.as_bytes(), name.as_bytes()))?;
+    Some(upstream_version(version))
+}
+
+/// The pack of this recipe in the cache, or one of the newest packages if there is none or `renew`
+/// asks for it.
+pub(super) fn pack(
+    assets: &Assets,
+    recipe: &Recipe,
+    renew: bool,
+) -> Result<ReadyImage, AssetError> {
+    let cache = &assets.cache;
+    let build = Build::of(recipe);
+    if !renew && let Some(image) = build.found(assets)? {
         return Ok(image);
     }
     let mut apt = Apt::open(cache, &assets.progress)?;
-    if !renew && let Some(image) = cached()? {
+    if !renew && let Some(image) = build.found(assets)? {
         return Ok(image);
     }
 
@@ -124,14 +238,12 @@ pub(super) fn pack(assets: &Assets, name: &str, renew: bool) -> Result<ReadyImag
         .iter()
         .map(|package| format!("{} {}\n", package.name, package.version))
         .collect();
-    let key = format!(
-        "{}.{}",
-        recipe.name,
-        digest(&[&made_of[..], &[&*versions]].concat())
-    );
+    let mut all = build.made_of.clone();
+    all.push(versions.clone());
+    let key = format!("{}.{}", recipe.name, digest(&all));
     let directory = cache.entry("images", &key, |directory| {
         let scratch = directory.join("root");
-        let manifest = directory.join("packages");
+        let manifest = directory.join(PACKAGES);
         let write = || {
             fs::create_dir(&scratch)?;
             fs::write(&manifest, &versions)
@@ -142,15 +254,15 @@ pub(super) fn pack(assets: &Assets, name: &str, renew: bool) -> Result<ReadyImag
             source,
         })?;
         let image = directory.join(FILE);
-        pack::build(&recipe, &packages, &scratch, &image, &assets.progress)
+        pack::build(recipe, &packages, &scratch, &image, &assets.progress)
     })?;
-    cache.set_pointer(&pointer, &key)?;
+    cache.set_pointer(&build.pointer, &key)?;
     apt.clean()?;
-    Ok(ready(&directory))
+    build.ready(&directory)
 }
 
 /// 128 bits of SHA-256 over `parts`, each with its length before it.
-fn digest(parts: &[&str]) -> String {
+fn digest(parts: &[String]) -> String {
     let mut hash = Sha256::new();
     for part in parts {
         hash.update((part.len() as u64).to_le_bytes());
@@ -162,3 +274,6 @@ fn digest(parts: &[&str]) -> String {
         .map(|byte| format!("{byte:02x}"))
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,7 +17,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use image::{Image, ReadyImage};
+pub use image::{Image, Pack, ReadyImage};
 pub use kernel::{Kernel, ReadyKernel};
 pub(crate) use stamp::Stamp;
 
@@ -25,6 +25,7 @@ use ember_snapshot::store::Store;
 
 use crate::error::{Error, ErrorKind};
 use crate::progress::Progress;
+use crate::{Code, Language};
 use cache::Cache;
 
 /// The kernels and images of this machine's user, in a cache directory.
@@ -101,7 +102,36 @@ impl Assets {
     /// # Errors
     /// As [`image`](Self::image).
     pub fn renew_pack(&self, name: &str) -> Result<ReadyImage, Error> {
-        Ok(image::pack(self, name, true)?)
+        let recipe = recipe::Shelf::of_user().find(name);
+        let recipe = recipe.map_err(AssetError::Recipe)?;
+        Ok(image::pack(self, &recipe, true)?)
+    }
+
+    /// All packs that can be asked for, Ember's own and then the user's, with their languages.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unprepared`] if the cache cannot be read.
+    pub fn packs(&self) -> Result<Vec<Pack>, Error> {
+        Ok(image::packs(self, &recipe::Shelf::of_user())?)
+    }
+
+    /// The pack that `code` runs in if nothing is said: the first of [`packs`](Self::packs) that is
+    /// for its language.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidRequest`] if there is none, with the languages that there are.
+    pub fn image_for(&self, code: &Code) -> Result<Image, Error> {
+        let packs = self.packs()?;
+        let found = packs.iter().find(|pack| code.may_be_in(&pack.languages));
+        match found {
+            Some(pack) => Ok(Image::pack(&pack.name)),
+            None => {
+                let all = packs.into_iter().filter(|pack| pack.name != "multi");
+                let all: Vec<Language> = all.flat_map(|pack| pack.languages).collect();
+                code.find_language(&all)?;
+                Ok(Image::pack("multi"))
+            }
+        }
     }
 
     /// What tells whether `file`, open, is still what it was. See [`Stamp`].
@@ -150,14 +180,13 @@ pub(crate) enum AssetError {
 impl From<AssetError> for Error {
     fn from(error: AssetError) -> Self {
         let kind = match &error {
-            AssetError::Recipe(recipe::RecipeError::Unknown { .. }) => ErrorKind::InvalidRequest,
-            AssetError::Recipe(recipe::RecipeError::Syntax { .. }) => ErrorKind::Internal,
+            AssetError::Recipe(_) => ErrorKind::InvalidRequest,
             _ => ErrorKind::Unprepared,
         };
         let what = match &error {
             AssetError::Kernel(_) | AssetError::Module(_) => "prepare the kernel",
             AssetError::Initramfs(_) => "build the initramfs",
-            AssetError::Recipe(recipe::RecipeError::Unknown { .. }) => "find the image",
+            AssetError::Recipe(_) => "find the image",
             _ => "prepare the image or kernel",
         };
         Error::because(kind, format!("cannot {what}"), error)

@@ -6,6 +6,8 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use ember_guest::packs::{RUNNERS, Runner};
+
 use super::AssetError;
 use super::apt::{self, Package};
 use super::recipe::{Bytecode, Recipe};
@@ -199,6 +201,9 @@ fn adjust(recipe: &Recipe, root: &mut Entry) -> Result<(), AssetError> {
             return Err(PackError::Missing(pattern.clone()).into());
         }
     }
+    for pattern in &recipe.drop_if_there {
+        root.remove(pattern)?;
+    }
     for directory in &recipe.directories {
         let entry = Entry {
             user: directory.user,
@@ -220,26 +225,31 @@ fn adjust(recipe: &Recipe, root: &mut Entry) -> Result<(), AssetError> {
         let target = link.target.as_bytes().to_vec();
         root.insert(&link.path, Entry::of_root(0o777, Node::Link(target)))?;
     }
-    for runner in ember_guest::packs::RUNNERS {
-        let mut words = recipe.languages.iter().flat_map(|it| &it.runner);
-        if words.any(|word| word == runner.path) {
-            let text = Node::Bytes(runner.text.as_bytes().to_vec());
-            root.insert(runner.path, Entry::of_root(0o644, text))?;
-        }
+    for runner in runners(recipe) {
+        let text = Node::Bytes(runner.text.as_bytes().to_vec());
+        root.insert(runner.path, Entry::of_root(0o644, text))?;
     }
     for language in &recipe.languages {
-        if let Some(missing) = language
-            .runner
-            .iter()
-            .find(|word| word.starts_with('/') && root.get(word).is_none())
-        {
+        let compiler = language.compile.iter().flat_map(|it| it.command.first());
+        let mut programs = (language.runner.iter().filter(|word| word.starts_with('/')))
+            .chain(language.interpreter.first())
+            .chain(compiler);
+        if let Some(missing) = programs.find(|path| !has(root, path)) {
             return Err(PackError::Missing(missing.clone()).into());
-        }
-        if let Some(program) = language.interpreter.first()
-            && root.get(program).is_none()
-        {
-            return Err(PackError::Missing(program.clone()).into());
         }
     }
     Ok(())
+}
+
+/// Whether there is something at `path`, also by the links of [`MERGED`].
+fn has(root: &Entry, path: &str) -> bool {
+    root.get(path).is_some() || root.get(&format!("/usr{path}")).is_some()
+}
+
+/// Those of Ember's runners that the recipe's languages are kept warm by.
+pub(crate) fn runners(recipe: &Recipe) -> impl Iterator<Item = &'static Runner> {
+    RUNNERS.iter().filter(|runner| {
+        let mut words = recipe.languages.iter().flat_map(|it| &it.runner);
+        words.any(|word| word == runner.path)
+    })
 }

@@ -186,7 +186,7 @@ fn names(path: &str) -> Result<Vec<&str>, TreeError> {
 }
 
 /// Whether `name` matches `pattern`, in which each `*` stands for any bytes.
-fn matches(pattern: &[u8], name: &[u8]) -> bool {
+pub(crate) fn matches(pattern: &[u8], name: &[u8]) -> bool {
     let parts: Vec<&[u8]> = pattern.split(|byte| *byte == b'*').collect();
     let (first, middle, last) = match parts.as_slice() {
         [] => return name.is_empty(),

@@ -27,6 +27,7 @@ use crate::template::{Origin, Source};
 pub(crate) const AGENT_PORT: u32 = 1024;
 /// Far longer than any boot, also of a stock kernel on a busy machine.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
+const MEMORY: ByteSize = ByteSize::mib(256);
 const OUTPUT_LIMIT: ByteSize = ByteSize::mib(16);
 
 type Console = Box<dyn FnMut(&[u8]) + Send>;
@@ -37,7 +38,7 @@ pub struct SandboxBuilder {
     kernel: Kernel,
     assets: Option<Assets>,
     vcpus: u8,
-    memory: ByteSize,
+    memory: Option<ByteSize>,
     timeout: Option<Duration>,
     boot_timeout: Duration,
     output_limit: ByteSize,
@@ -65,7 +66,7 @@ impl SandboxBuilder {
             kernel: Kernel::default(),
             assets: None,
             vcpus: 1,
-            memory: ByteSize::mib(256),
+            memory: None,
             timeout: None,
             boot_timeout: BOOT_TIMEOUT,
             output_limit: OUTPUT_LIMIT,
@@ -82,10 +83,11 @@ impl SandboxBuilder {
         self
     }
 
-    /// How much memory it has: at least 64 MiB, and 256 MiB if not said.
+    /// How much memory it has: at least 64 MiB. If not said, what the pack's recipe says, else
+    /// 256 MiB.
     #[must_use]
     pub fn memory(mut self, size: ByteSize) -> Self {
-        self.memory = size;
+        self.memory = Some(size);
         self
     }
 
@@ -259,8 +261,11 @@ impl SandboxBuilder {
     }
 
     /// How many processors and how much memory it has.
-    pub(crate) fn size(&self) -> (u8, ByteSize) {
-        (self.vcpus, self.memory)
+    pub(crate) fn size(&self, image: &ReadyImage) -> (u8, ByteSize) {
+        let usual = image
+            .memory_mib
+            .map_or(MEMORY, |mib| ByteSize::mib(mib.into()));
+        (self.vcpus, self.memory.unwrap_or(usual))
     }
 
     /// The real-time signal that it is to use, if that was said.
@@ -303,7 +308,7 @@ impl SandboxBuilder {
 
         let mut config = VmConfig::new(kernel_image);
         config.vcpus = self.vcpus;
-        config.memory_bytes = self.memory.as_bytes();
+        config.memory_bytes = self.size(&image).1.as_bytes();
         config.initramfs = Some(initramfs);
         config.command_line = command_line;
         let for_vm = disk.try_clone().map_err(|error| {

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ember_guest::host::{self, Agent, Command, RunnerId, Stdin};
-use ember_guest::protocol::ErrorCode;
+use ember_guest::host::{self, Agent, Command, RunnerId};
+use ember_guest::protocol::{ErrorCode, Outcome};
 use ember_vmm::{Ended, Vm};
 
 pub(crate) use builder::Prepared;
@@ -19,9 +19,10 @@ pub use process::Process;
 
 use crate::assets::{Image, ReadyImage};
 use crate::code::{Code, Program, WarmProgram};
+use crate::compile::{Compilation, Compiled};
 use crate::error::{Error, ErrorKind};
 use crate::language::Language;
-use crate::output::Output;
+use crate::output::{Captured, Output};
 use crate::template::{Memory, Origin};
 use machine::{Machine, Watcher};
 
@@ -39,6 +40,7 @@ pub struct Sandbox {
     fixture: Fixture,
     guest: Arc<Guest>,
     programs: AtomicU64,
+    pub(crate) compiled: Compiled,
     /// What its memory was when it was made, if it is a clone.
     base: Option<Arc<Memory>>,
 }
@@ -94,6 +96,7 @@ impl Sandbox {
                 watcher,
             }),
             programs: AtomicU64::new(0),
+            compiled: Compiled::default(),
         }
     }
 
@@ -105,26 +108,48 @@ impl Sandbox {
     /// Runs a program and collects what it writes.
     ///
     /// However the program ends is an [`Output`]: its exit status, the signal that ended it, the
-    /// limit that it hit.
+    /// limit that it hit; [`Output::verdict`] says it in a word. A program in a language that is
+    /// compiled is compiled first, once for each content: the same program need not be compiled
+    /// again, in this sandbox or its clones. What the compiler refuses is an output as well.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidRequest`] for a language that the image does not have,
     /// [`ErrorKind::GuestDied`] if the guest did not live to say how the program ended.
     pub async fn run(&self, code: Code) -> Result<Output, Error> {
-        let (process, input) = self.begin(code).await?;
-        process
-            .output_of(input, self.fixture.settings.output_limit)
-            .await
+        let program = self.program(code).await?;
+        self.run_program(program).await
     }
 
-    /// Starts a program, to be fed and read as it runs.
+    /// Starts a program, to be fed and read as it runs. If it has to be compiled, that is done
+    /// before.
+    ///
+    /// # Errors
+    /// As for [`run`](Self::run), and [`ErrorKind::CompilationFailed`].
+    pub async fn start(&self, code: Code) -> Result<Process, Error> {
+        let program = self.program(code).await?;
+        match self.launch(program).await? {
+            Launched::Running(mut process, input, _) => {
+                process.feed(input);
+                Ok(process)
+            }
+            Launched::NotCompiled(compilation, _) => {
+                let said = compilation.messages.to_string_lossy();
+                let message = format!("the program could not be compiled:\n{}", said.trim_end());
+                Err(Error::new(ErrorKind::CompilationFailed, message))
+            }
+        }
+    }
+
+    /// Compiles a program without running it, so that running it takes no longer than it does
+    /// itself. Says how that went, or nothing if its language is none that is compiled.
     ///
     /// # Errors
     /// As for [`run`](Self::run).
-    pub async fn start(&self, code: Code) -> Result<Process, Error> {
-        let (mut process, input) = self.begin(code).await?;
-        process.feed(input);
-        Ok(process)
+    pub async fn compile(&self, code: Code) -> Result<Option<Compilation>, Error> {
+        match self.program(code).await?.build {
+            Some(build) => self.compile_program(&build).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Runs a command and collects what it writes. Standard input that is
@@ -135,9 +160,18 @@ impl Sandbox {
     /// [`ErrorKind::InvalidRequest`] for anything else about the command,
     /// [`ErrorKind::GuestDied`] if the guest did not live to say how the command ended.
     pub async fn exec(&self, command: Command) -> Result<Output, Error> {
+        self.exec_with(command, Vec::new()).await
+    }
+
+    /// The same of a command that is fed `input`.
+    pub(crate) async fn exec_with(
+        &self,
+        command: Command,
+        input: Vec<u8>,
+    ) -> Result<Output, Error> {
         let process = self.spawn(command).await?;
         process
-            .output_of(Vec::new(), self.fixture.settings.output_limit)
+            .output_of(input, self.fixture.settings.output_limit)
             .await
     }
 
@@ -245,7 +279,8 @@ impl Sandbox {
         self.guest.explain(error).await
     }
 
-    async fn begin(&self, code: Code) -> Result<(Process, Vec<u8>), Error> {
+    /// Makes code ready for this guest.
+    async fn program(&self, code: Code) -> Result<Program, Error> {
         // To know a language needs no thread; to read a file does.
         code.find_language(&self.fixture.image.languages)?;
         let unique = self.programs.fetch_add(1, Ordering::Relaxed);
@@ -253,40 +288,67 @@ impl Sandbox {
         let prepared = tokio::task::spawn_blocking(move || {
             code.prepare(&image.languages, &image.account, unique)
         });
-        let program = match prepared.await {
-            Ok(program) => program?,
+        match prepared.await {
+            Ok(program) => program,
             Err(error) => {
                 let message = "reading a program ended unexpectedly";
-                return Err(Error::because(ErrorKind::Internal, message, error));
+                Err(Error::because(ErrorKind::Internal, message, error))
             }
-        };
-        self.launch(program).await
+        }
     }
 
     /// Runs a program that was made ready for a guest of this image.
     pub(crate) async fn run_program(&self, program: Program) -> Result<Output, Error> {
-        let (process, input) = self.launch(program).await?;
-        process
-            .output_of(input, self.fixture.settings.output_limit)
-            .await
+        match self.launch(program).await? {
+            Launched::Running(process, input, compile) => {
+                let limit = self.fixture.settings.output_limit;
+                let output = process.output_of(input, limit).await?;
+                Ok(Output { compile, ..output })
+            }
+            Launched::NotCompiled(compilation, outcome) => Ok(Output {
+                stdout: Captured::default(),
+                stderr: compilation.messages.clone(),
+                truncated: false,
+                outcome,
+                compile: Some(compilation),
+            }),
+        }
     }
 
-    async fn launch(&self, program: Program) -> Result<(Process, Vec<u8>), Error> {
+    async fn launch(&self, program: Program) -> Result<Launched, Error> {
         let Program {
-            file,
+            files,
+            build,
             command,
             input,
             warm,
         } = program;
-        if let Some((path, contents)) = file {
-            self.write(&path, contents).await?;
-        }
+        self.store(files, &self.fixture.image.account.user).await?;
         let warm = warm.filter(|warm| self.fixture.runners.contains(&warm.language));
-        let process = match warm {
-            Some(program) => self.spawn_warm(program).await?,
-            None => self.spawn(command).await?,
+        let Some(build) = build else {
+            let process = match warm {
+                Some(program) => self.spawn_warm(program).await?,
+                None => self.spawn(command).await?,
+            };
+            return Ok(Launched::Running(process, input, None));
         };
-        Ok((process, input))
+        loop {
+            let compilation = self.compile_program(&build).await?;
+            if let Some(outcome) = compilation.outcome.clone().filter(|it| !it.success()) {
+                return Ok(Launched::NotCompiled(compilation, outcome));
+            }
+            let process = match &warm {
+                Some(program) => self.spawn_warm(program.clone()).await,
+                None => self.spawn(command.clone()).await,
+            };
+            match process {
+                // It was there: what ran since has removed it.
+                Err(error) if error.kind() == ErrorKind::NotFound && compilation.cached => {
+                    self.compiled.forget(&build);
+                }
+                process => return Ok(Launched::Running(process?, input, Some(compilation))),
+            }
+        }
     }
 
     /// Starts a program in an interpreter that was kept warm.
@@ -304,25 +366,14 @@ impl Sandbox {
         };
         Ok(Process::new(process, Arc::clone(&self.guest), limit))
     }
+}
 
-    /// Puts a program's file into the guest. Not as root: what ran before may have left a link there
-    /// that leads elsewhere.
-    async fn write(&self, path: &str, contents: Vec<u8>) -> Result<(), Error> {
-        let command = Command::from_argv(["/bin/sh", "-c", "cat > \"$0\"", path])
-            .user(&self.fixture.image.account.user)
-            .stdin(Stdin::Piped)
-            .timeout(WRITE_TIMEOUT);
-        let process = self.spawn(command).await?;
-        let written = process.output_of(contents, 4096).await?;
-        if written.success() {
-            return Ok(());
-        }
-        let message = format!(
-            "cannot write the program to {path} in the guest: {}",
-            written.stderr.to_string_lossy().trim_end()
-        );
-        Err(Error::new(ErrorKind::Exhausted, message))
-    }
+/// A program that was to be started.
+enum Launched {
+    /// It runs, is to be fed this, and was compiled so.
+    Running(Process, Vec<u8>, Option<Compilation>),
+    /// Its compiler ended so.
+    NotCompiled(Compilation, Outcome),
 }
 
 /// See [`Sandbox::parts`].
@@ -332,9 +383,6 @@ pub(crate) struct Parts<'a> {
     pub(crate) fixture: &'a Fixture,
     pub(crate) base: Option<&'a Arc<Memory>>,
 }
-
-/// How long the guest may take to store a program.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Drop for Sandbox {
     fn drop(&mut self) {

@@ -136,6 +136,7 @@ impl Process {
                 stderr: output.stderr.into(),
                 truncated: output.truncated,
                 outcome: output.outcome,
+                compile: None,
             }),
             Err(error) => Err(guest.explain(error).await),
         }

@@ -52,7 +52,8 @@ impl TemplateBuilder {
         self.configure(|sandbox| sandbox.vcpus(count))
     }
 
-    /// How much memory they have: at least 64 MiB, and 256 MiB if not said.
+    /// How much memory they have: at least 64 MiB. If not said, what the pack's recipe says, else
+    /// 256 MiB.
     #[must_use]
     pub fn memory(self, size: ByteSize) -> Self {
         self.configure(|sandbox| sandbox.memory(size))
@@ -188,12 +189,7 @@ impl Plan {
         let programs = (0..).zip(steps).map(|(number, step)| {
             let mut program = match step {
                 Step::Run(code) => code.prepare(&image.languages, &image.account, number)?,
-                Step::Exec(command) => Program {
-                    file: None,
-                    command,
-                    input: Vec::new(),
-                    warm: None,
-                },
+                Step::Exec(command) => command.into(),
             };
             if let (None, Some(timeout)) = (program.command.time_limit(), timeout) {
                 program.command = program.command.timeout(timeout);
@@ -235,6 +231,18 @@ impl Plan {
         origin.built_from.extend(self.built_from());
         let boot = self.sandbox.boot_with(Some(self.prepared));
         let sandbox = progress.during("boot the template's guest", boot).await?;
+        for language in &sandbox.parts()?.fixture.image.languages {
+            let Some(text) = &language.warm_up else {
+                continue;
+            };
+            let code = Code::new(&language.name, text);
+            let step = format!("run a first program in {}", language.name);
+            let run = async {
+                let output = sandbox.run(code).await?;
+                succeeded(&format!("the first program in {}", language.name), &output)
+            };
+            progress.during(&step, run).await?;
+        }
         let count = self.programs.len();
         let mut runners = Runners::of(&sandbox.parts()?.fixture.image.languages);
         for (index, program) in self.programs.into_iter().enumerate() {
@@ -242,7 +250,8 @@ impl Plan {
             let Some(program) = runners.take_over(program) else {
                 continue;
             };
-            let run = async { succeeded(index, &sandbox.run_program(program).await?) };
+            let what = format!("warm-up step {}", index + 1);
+            let run = async { succeeded(&what, &sandbox.run_program(program).await?) };
             progress.during(&step, run).await?;
         }
         let languages = runners.start(&sandbox, &progress).await?;
@@ -356,13 +365,12 @@ fn failed(error: Error) -> Error {
 }
 
 /// A template whose warm-up failed is not what its builder wanted.
-fn succeeded(index: usize, output: &Output) -> Result<(), Error> {
+fn succeeded(what: &str, output: &Output) -> Result<(), Error> {
     if output.success() {
         return Ok(());
     }
     let message = format!(
-        "warm-up step {} ended with {}{}\n{}{}",
-        index + 1,
+        "{what} ended with {}{}\n{}{}",
         output.outcome.status,
         if output.outcome.timed_out() {
             ", out of time"

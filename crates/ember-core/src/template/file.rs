@@ -139,6 +139,7 @@ impl Loaded {
                 account: self.guest.account.clone(),
                 // Only whoever boots it has to know.
                 file_system: None,
+                memory_mib: None,
             },
             disk: Arc::new(disk),
             kick_signal: options.kick_signal,

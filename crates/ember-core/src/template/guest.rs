@@ -14,7 +14,7 @@ use crate::{Account, Language};
 
 /// The version of the section. Its encoding has no names in it, so any change to [`Guest`] is a new
 /// one.
-pub(crate) const VERSION: u16 = 2;
+pub(crate) const VERSION: u16 = 3;
 
 /// Far more than any image's languages take.
 const LIMIT: usize = 1 << 20;

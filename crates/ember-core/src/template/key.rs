@@ -42,7 +42,7 @@ impl Ingredients {
         // share a cache and differ each have their own.
         all.add("processor", &processor);
         all.add("features", &blake3::hash(features).to_hex());
-        let (vcpus, memory) = builder.size();
+        let (vcpus, memory) = builder.size(&prepared.image);
         all.add("vcpus", &vcpus);
         all.add("memory", &memory.as_bytes());
         all.add("command line", &prepared.command_line);
@@ -83,9 +83,13 @@ impl Ingredients {
             Error::because(ErrorKind::InvalidRequest, message, error)
         })?;
         self.add(name, &blake3::hash(&command).to_hex());
-        if let Some((path, contents)) = &program.file {
+        for (path, contents) in &program.files {
             self.add("its file", &path);
             self.add("its program", &blake3::hash(contents).to_hex());
+        }
+        if let Some(build) = &program.build {
+            // Named by all that goes into it.
+            self.add("compiled", &build.place);
         }
         self.add("its input", &blake3::hash(&program.input).to_hex());
         Ok(())

@@ -1,12 +1,13 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::Compiler;
 
 fn guest() -> Guest {
     Guest {
         agent: Agent {
-            min_version: 1,
-            version: 1,
+            min_version: 2,
+            version: 2,
             features: 7,
             software: "ember".to_owned(),
         },
@@ -15,8 +16,17 @@ fn guest() -> Guest {
             name: "python".to_owned(),
             extensions: vec!["py".to_owned()],
             interpreter: vec!["python3".to_owned()],
-            inline: "-c".to_owned(),
+            inline: Some("-c".to_owned()),
+            compile: Some(Compiler {
+                command: vec!["cc".to_owned()],
+                output: "out".to_owned(),
+                into: None,
+            }),
             runner: vec!["warm".to_owned()],
+            warm_up: Some("1".to_owned()),
+            aliases: vec!["py".to_owned()],
+            package: Some("python3".to_owned()),
+            version: Some("3.11".to_owned()),
         }],
         account: Account {
             user: "user".to_owned(),
@@ -29,10 +39,11 @@ fn guest() -> Guest {
 }
 
 /// Templates on disk have this: do not just update it, but raise `VERSION`.
-const GOLDEN: &[u8] = b"\x02\0\
-    \x01\x01\x07\x05ember\
+const GOLDEN: &[u8] = b"\x03\0\
+    \x02\x02\x07\x05ember\
     \x02/a\
-    \x01\x06python\x01\x02py\x01\x07python3\x02-c\x01\x04warm\
+    \x01\x06python\x01\x02py\x01\x02py\x01\x07python3\x01\x043.11\x01\x07python3\
+    \x01\x02-c\x01\x01\x02cc\x03out\0\x01\x04warm\x01\x011\
     \x04user\x0a/home/user\
     \x01\x01\x80\xca\xb5\xee\x01\
     \x80\x80\x40\
@@ -54,10 +65,10 @@ fn what_is_no_section_is_refused() {
         Guest::decode(&longer),
         Err(GuestError::Damaged(None))
     ));
-    let other = [b"\x03\0", &GOLDEN[2..]].concat();
+    let other = [b"\x04\0", &GOLDEN[2..]].concat();
     assert!(matches!(
         Guest::decode(&other),
-        Err(GuestError::Version { found: 3 })
+        Err(GuestError::Version { found: 4 })
     ));
     assert!(matches!(
         Guest::decode(&vec![1; LIMIT + 1]),

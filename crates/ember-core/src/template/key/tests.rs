@@ -65,8 +65,8 @@ impl Inputs {
             name: "python".to_owned(),
             extensions: vec!["py".to_owned()],
             interpreter: vec![self.interpreter.to_owned()],
-            inline: "-c".to_owned(),
-            runner: Vec::new(),
+            inline: Some("-c".to_owned()),
+            ..Language::default()
         }];
         prepared.image.account = self.account.clone();
         let plan = Plan::with(builder, prepared, self.steps.clone()).unwrap();

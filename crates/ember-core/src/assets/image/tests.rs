@@ -1,0 +1,41 @@
+use super::*;
+
+#[test]
+fn a_version_is_that_of_the_first_package_that_matches() {
+    let packages = "golang-1.19-go 1.19.8-2\ngolang-1.19-src 1.19.8-2\ng++ 4:12.2.0-3\n";
+    assert_eq!(version_of("golang-*-go", packages), Some("1.19.8"));
+    assert_eq!(version_of("g++", packages), Some("12.2.0"));
+    assert_eq!(version_of("g", packages), None);
+}
+
+#[test]
+fn all_packs_are_listed_with_their_own_languages_whether_built_or_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let own = directory.path().join("packs");
+    fs::create_dir(&own).unwrap();
+    fs::write(own.join("mine.toml"), "nonsense").unwrap();
+    let assets = Assets::at(directory.path().join("cache"));
+    let listed = || packs(&assets, &Shelf::at(&own)).unwrap();
+    let find = |name: &str| listed().into_iter().find(|it| it.name == name).unwrap();
+
+    let names =
+        |pack: &Pack| -> Vec<String> { pack.languages.iter().map(|it| it.name.clone()).collect() };
+    assert_eq!(names(&find("typescript")), ["typescript"]);
+    assert_eq!(names(&find("cpp")), ["cpp", "c"]);
+    assert!(names(&find("multi")).len() >= 9);
+    assert_eq!(find("ruby").file, None);
+    assert_eq!(find("ruby").languages[0].version, None);
+    assert!(find("mine").problem.unwrap().contains("mine.toml"));
+
+    // As if it had been built.
+    let recipe = Shelf::at(&own).find("ruby").unwrap();
+    let build = Build::of(&recipe);
+    let image = directory.path().join("cache/images/ruby.1");
+    fs::create_dir_all(&image).unwrap();
+    fs::write(image.join(PACKAGES), "ruby 1:3.1\n").unwrap();
+    assets.cache.set_pointer(&build.pointer, "ruby.1").unwrap();
+    let ruby = find("ruby");
+    assert_eq!(ruby.file, Some(image.join(FILE)));
+    assert_eq!(ruby.languages[0].version.as_deref(), Some("3.1"));
+    assert!(ruby.languages[0].answers_to("ruby3"));
+}
