@@ -3,6 +3,7 @@
 
 pub(crate) mod clones;
 pub(crate) mod cycles;
+pub(crate) mod programs;
 
 use std::sync::{LazyLock, OnceLock};
 

@@ -1,0 +1,3 @@
+#: verdict: success
+#: stdout: 42
+echo $((6 * 7))

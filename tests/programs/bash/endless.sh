@@ -1,0 +1,3 @@
+#: verdict: timeout
+#: seconds: 2
+while :; do :; done

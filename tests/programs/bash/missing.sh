@@ -1,0 +1,3 @@
+#: verdict: runtime error (exit code 127)
+#: on stderr: no-such-command: command not found
+no-such-command

@@ -1,0 +1,5 @@
+#: verdict: runtime error (exit code 1)
+#: nothing on stdout
+set -e
+false
+echo never

@@ -1,0 +1,3 @@
+//: verdict: compilation-error
+//: on stderr: syntax.c:4:
+int main(void) { return undeclared; }

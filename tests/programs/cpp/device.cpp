@@ -1,0 +1,5 @@
+//: verdict: compilation-error
+//: on stderr: /etc/shadow
+// A compiler reads no more than the program may.
+#include "/etc/shadow"
+int main() {}

@@ -1,0 +1,5 @@
+//: verdict: killed (signal 11)
+int main() {
+    volatile int *nothing = nullptr;
+    return *nothing;
+}

@@ -1,0 +1,2 @@
+//: verdict: runtime error (exit code 42)
+int main() { return 42; }

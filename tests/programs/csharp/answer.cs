@@ -1,0 +1,3 @@
+//: verdict: success
+//: stdout: 42
+class Program { static void Main() { System.Console.WriteLine(6 * 7); } }

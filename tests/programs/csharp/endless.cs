@@ -1,0 +1,3 @@
+//: verdict: timeout
+//: seconds: 3
+class Program { static void Main() { for (;;); } }

@@ -1,0 +1,3 @@
+//: verdict: success
+//: stdout: 42
+console.log(6 * 7);

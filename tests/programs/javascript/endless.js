@@ -1,0 +1,3 @@
+//: verdict: timeout
+//: seconds: 4
+for (;;);

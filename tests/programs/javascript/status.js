@@ -1,0 +1,2 @@
+//: verdict: runtime error (exit code 7)
+process.exitCode = 7;

@@ -1,0 +1,3 @@
+#: verdict: success
+#: stdout: 42
+print(6 * 7)

@@ -1,0 +1,6 @@
+#: verdict: timeout
+#: seconds: 2
+#: stdout: on
+print("on", flush=True)
+while True:
+    pass

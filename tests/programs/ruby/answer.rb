@@ -1,0 +1,3 @@
+#: verdict: success
+#: stdout: 42
+puts 6 * 7

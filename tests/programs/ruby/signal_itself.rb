@@ -1,0 +1,3 @@
+#: verdict: killed (signal 9)
+Process.kill(:KILL, Process.pid)
+sleep

@@ -1,0 +1,4 @@
+//: verdict: killed (signal 6)
+fn main() {
+    std::process::abort();
+}

@@ -1,0 +1,5 @@
+//: verdict: success
+//: stdout: 42
+fn main() {
+    println!("{}", 6 * 7);
+}
