@@ -10,6 +10,7 @@ mod channel;
 mod figure;
 mod floor;
 mod fork;
+mod languages;
 mod memory;
 mod sandbox;
 
@@ -37,12 +38,49 @@ const GROUPS: &[(&[&str], Measure)] = &[
     (&["floor"], floor::floor),
 ];
 
+/// The same of what is measured only when it is named: it needs packs that are large, and compilers
+/// take their time.
+const ON_DEMAND: &[(&[&str], Measure)] = &[
+    (&["language.bash.cold", "language.bash.result"], |runtime| {
+        languages::measure(runtime, "bash")
+    }),
+    (
+        &["language.python.cold", "language.python.result"],
+        |runtime| languages::measure(runtime, "python"),
+    ),
+    (&["language.ruby.cold", "language.ruby.result"], |runtime| {
+        languages::measure(runtime, "ruby")
+    }),
+    (
+        &["language.javascript.cold", "language.javascript.result"],
+        |runtime| languages::measure(runtime, "javascript"),
+    ),
+    (
+        &["language.typescript.cold", "language.typescript.result"],
+        |runtime| languages::measure(runtime, "typescript"),
+    ),
+    (
+        &["language.csharp.cold", "language.csharp.result"],
+        |runtime| languages::measure(runtime, "csharp"),
+    ),
+    (&["language.cpp.cold", "language.cpp.result"], |runtime| {
+        languages::measure(runtime, "cpp")
+    }),
+    (&["language.rust.cold", "language.rust.result"], |runtime| {
+        languages::measure(runtime, "rust")
+    }),
+    (&["language.go.cold", "language.go.result"], |runtime| {
+        languages::measure(runtime, "go")
+    }),
+];
+
 fn main() -> Result<()> {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     if wanted.as_slice() == [memory::CHILD] {
         return memory::be_monitored();
     }
-    let known: Vec<&str> = GROUPS.iter().flat_map(|group| group.0).copied().collect();
+    let groups = GROUPS.iter().chain(ON_DEMAND);
+    let known: Vec<&str> = groups.flat_map(|group| group.0).copied().collect();
     if let Some(unknown) = wanted.iter().find(|name| !known.contains(&name.as_str())) {
         bail!(
             "there is no figure {unknown}; there are {}",
@@ -52,8 +90,10 @@ fn main() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    for (names, measure) in GROUPS {
-        if wanted.is_empty() || wanted.iter().any(|name| names.contains(&name.as_str())) {
+    let on_demand = ON_DEMAND.iter().map(|group| (group, false));
+    for ((names, measure), is_usual) in GROUPS.iter().map(|it| (it, true)).chain(on_demand) {
+        let is_named = wanted.iter().any(|name| names.contains(&name.as_str()));
+        if is_named || is_usual && wanted.is_empty() {
             eprintln!("measuring {}", names.join(", "));
             for figure in measure(&runtime)? {
                 let mut out = std::io::stdout().lock();

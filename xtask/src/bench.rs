@@ -16,7 +16,11 @@ const COLUMNS: [&str; 7] = ["name", "kind", "p50", "p99", "unit", "goal", "condi
 /// Measures the figures of these names, or all.
 pub(crate) fn run(names: &[String]) -> Result<u8> {
     kernel::run(false)?;
-    test::ember_prepare(&test::build_ember(&["--release", "--quiet"])?, &["python"])?;
+    // Figures of languages are `language.PACK.KIND`.
+    let mut packs = vec!["python"];
+    packs.extend(names.iter().filter_map(|name| name.split('.').nth(1)));
+    packs.retain(|pack| test::PACKS.contains(pack) || test::STRESS_PACKS.contains(pack));
+    test::ember_prepare(&test::build_ember(&["--release", "--quiet"])?, &packs)?;
     let built = cargo::build(&[
         "build",
         "--quiet",

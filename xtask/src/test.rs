@@ -17,9 +17,9 @@ const KVM_PREFIX: &str = "kvm_";
 /// The same, and they take long: `cargo xtask stress` runs them.
 const STRESS_PREFIX: &str = "stress_";
 /// The packs that the tests of a change need.
-const PACKS: &[&str] = &["python", "javascript", "bash"];
+pub(crate) const PACKS: &[&str] = &["python", "javascript", "bash"];
 /// Those that the tests need which take longer: over half a gigabyte of packages.
-const STRESS_PACKS: &[&str] = &["typescript", "csharp", "cpp", "rust", "go", "ruby"];
+pub(crate) const STRESS_PACKS: &[&str] = &["typescript", "csharp", "cpp", "rust", "go", "ruby"];
 
 /// What of the tests is run.
 #[derive(Debug, Clone, Default, clap::Args)]

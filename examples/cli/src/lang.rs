@@ -33,6 +33,12 @@ fn list(common: &Common) -> Result<ExitCode> {
         "EXTENSIONS"
     );
     for pack in &packs {
+        if pack.is_collection && !pack.languages.is_empty() {
+            let names = pack.languages.iter().map(|it| it.name.as_str());
+            let names = names.collect::<Vec<_>>().join(", ");
+            say!("{:<42} {} ({names})", "", pack.name);
+            continue;
+        }
         for language in &pack.languages {
             say!(
                 "{:<12} {:<10} {:<18} {}",

@@ -77,6 +77,8 @@ pub struct Pack {
     pub name: String,
     /// The languages that it is for. Their versions are known when it has been built.
     pub languages: Vec<Language>,
+    /// None of them is its own: they are those of packs that it includes.
+    pub is_collection: bool,
     /// Its image's file, if it has been built.
     pub file: Option<PathBuf>,
     /// Why it cannot be, if its recipe is wrong.
@@ -128,13 +130,14 @@ pub(super) fn packs(assets: &Assets, shelf: &Shelf) -> Result<Vec<Pack>, AssetEr
                 return Ok(Pack {
                     name,
                     languages: Vec::new(),
+                    is_collection: false,
                     file: None,
                     problem: Some(error.to_string()),
                 });
             }
         };
         let built = Build::of(&recipe).found(assets)?;
-        // A pack of packs is for all that these are for.
+        let is_collection = recipe.own_languages().is_empty();
         let own = match recipe.own_languages() {
             [] => recipe.languages.len(),
             own => own.len(),
@@ -146,6 +149,7 @@ pub(super) fn packs(assets: &Assets, shelf: &Shelf) -> Result<Vec<Pack>, AssetEr
         Ok(Pack {
             name,
             languages: languages[languages.len() - own..].to_vec(),
+            is_collection,
             file: built.map(|image| image.file),
             problem: None,
         })

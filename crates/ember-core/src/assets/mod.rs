@@ -121,15 +121,17 @@ impl Assets {
     /// # Errors
     /// [`ErrorKind::InvalidRequest`] if there is none, with the languages that there are.
     pub fn image_for(&self, code: &Code) -> Result<Image, Error> {
-        let packs = self.packs()?;
-        let found = packs.iter().find(|pack| code.may_be_in(&pack.languages));
-        match found {
-            Some(pack) => Ok(Image::pack(&pack.name)),
-            None => {
-                let all = packs.into_iter().filter(|pack| pack.name != "multi");
-                let all: Vec<Language> = all.flat_map(|pack| pack.languages).collect();
-                code.find_language(&all)?;
-                Ok(Image::pack("multi"))
+        let mut packs = self.packs()?;
+        packs.retain(|pack| !pack.is_collection);
+        if let Some(pack) = packs.iter().find(|pack| code.may_be_in(&pack.languages)) {
+            return Ok(Image::pack(&pack.name));
+        }
+        let all: Vec<Language> = packs.into_iter().flat_map(|pack| pack.languages).collect();
+        match code.find_language(&all) {
+            Err(error) => Err(error),
+            Ok(language) => {
+                let message = format!("no pack has the language {}", language.name);
+                Err(Error::new(ErrorKind::Internal, message))
             }
         }
     }

@@ -22,10 +22,21 @@ fn all_packs_are_listed_with_their_own_languages_whether_built_or_not() {
         |pack: &Pack| -> Vec<String> { pack.languages.iter().map(|it| it.name.clone()).collect() };
     assert_eq!(names(&find("typescript")), ["typescript"]);
     assert_eq!(names(&find("cpp")), ["cpp", "c"]);
-    assert!(names(&find("multi")).len() >= 9);
+    assert!(names(&find("multi")).len() >= 9 && find("multi").is_collection);
+    assert!(!find("cpp").is_collection);
     assert_eq!(find("ruby").file, None);
     assert_eq!(find("ruby").languages[0].version, None);
     assert!(find("mine").problem.unwrap().contains("mine.toml"));
+
+    // The first that may have it is chosen; what all lack is refused.
+    let chosen = |name: &str| assets.image_for(&crate::Code::new(name, ""));
+    assert_eq!(chosen("c++").unwrap(), Image::pack("cpp"));
+    assert_eq!(chosen("ruby3.1").unwrap(), Image::pack("ruby"));
+    let error = chosen("cobol").unwrap_err().to_string();
+    assert!(
+        error.contains("python") && error.contains("cobol"),
+        "{error}"
+    );
 
     // As if it had been built.
     let recipe = Shelf::at(&own).find("ruby").unwrap();
@@ -38,4 +49,6 @@ fn all_packs_are_listed_with_their_own_languages_whether_built_or_not() {
     assert_eq!(ruby.file, Some(image.join(FILE)));
     assert_eq!(ruby.languages[0].version.as_deref(), Some("3.1"));
     assert!(ruby.languages[0].answers_to("ruby3"));
+    let error = chosen("ruby2").unwrap_err().to_string();
+    assert!(error.contains("ruby 3.1 (.rb)"), "{error}");
 }
