@@ -16,6 +16,10 @@ use crate::progress::Progress;
 use crate::sandbox::{Fixture, Prepared, Sandbox, SandboxBuilder};
 use crate::size::ByteSize;
 
+/// How long the compiler of a first program may take: it reads all that it consists of, and Go's
+/// fills its build cache.
+const FIRST_PROGRAM: Duration = Duration::from_secs(900);
+
 /// What a template is to be.
 pub struct TemplateBuilder {
     sandbox: SandboxBuilder,
@@ -235,7 +239,7 @@ impl Plan {
             let Some(text) = &language.warm_up else {
                 continue;
             };
-            let code = Code::new(&language.name, text);
+            let code = Code::new(&language.name, text).compile_timeout(FIRST_PROGRAM);
             let step = format!("run a first program in {}", language.name);
             let run = async {
                 let output = sandbox.run(code).await?;

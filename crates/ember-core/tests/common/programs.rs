@@ -11,7 +11,7 @@ use super::runtime;
 
 /// A program that does not say how long it may take, and a compiler, in a guest on a busy machine
 /// whose processor is software.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A program of the corpus, and what is to come of it.
 #[derive(Debug)]
