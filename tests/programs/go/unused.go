@@ -1,6 +1,6 @@
 //: verdict: compilation-error
 //: nothing on stdout
-//: on stderr: "os" imported and not used
+//: on stderr: imported and not used
 package main
 
 import "os"
