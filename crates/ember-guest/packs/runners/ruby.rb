@@ -165,7 +165,7 @@ module EmberRunner
   def own(error)
     while error
       trace = error.backtrace&.reject { |it| it.start_with?("#{__FILE__}:") }
-      error.set_backtrace(trace.map { |it| it.sub("`<compiled>'", "`<main>'") }) if trace
+      error.set_backtrace(trace.map { |it| it.sub("<compiled>'", "<main>'") }) if trace
       error = error.cause
     end
   end
@@ -190,7 +190,14 @@ rescue StandardError => error
   exit!(EmberRunner::CANNOT_RUN)
 end
 begin
-  EmberRunner.load(code, arguments).eval
+  program = EmberRunner.load(code, arguments)
+rescue SyntaxError => error
+  # As `ruby` says it: nothing has run that it could have come from.
+  STDERR.puts error.message
+  exit 1
+end
+begin
+  program.eval
 rescue Exception => error
   EmberRunner.own(error)
   raise
