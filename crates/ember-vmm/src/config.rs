@@ -8,6 +8,7 @@ use crate::devices::virtio::balloon::BalloonConfig;
 use crate::devices::virtio::block::BlockConfig;
 use crate::devices::virtio::network::NetworkConfig;
 use crate::devices::virtio::vsock::VsockConfig;
+use crate::hypervisor::Hypervisor;
 use crate::kernel::KernelImage;
 use crate::vcpu::kick::default_kick_signal;
 
@@ -47,6 +48,8 @@ pub struct VmConfig {
     pub entropy: bool,
     /// Gives guest memory back to the host.
     pub balloon: Option<BalloonConfig>,
+    /// The host's KVM. Opened when the VM is built, if it is not given.
+    pub hypervisor: Option<Hypervisor>,
     /// The first VM generation id; without one the guest has no such device.
     pub generation_id: Option<[u8; 16]>,
 }
@@ -67,6 +70,7 @@ impl VmConfig {
             networks: Vec::new(),
             entropy: true,
             balloon: None,
+            hypervisor: None,
             generation_id: None,
         }
     }

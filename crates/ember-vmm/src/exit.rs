@@ -3,9 +3,10 @@
 use std::fmt;
 
 use ember_snapshot::vcpu::VcpuRegisters;
+use serde::{Deserialize, Serialize};
 
 /// Why a VM ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum ExitReason {
     /// The guest switched itself off.

@@ -13,6 +13,7 @@ mod exit;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod hypervisor;
 pub mod kernel;
 mod memory;
 pub mod probe;
@@ -23,8 +24,9 @@ mod vm;
 pub use arch::Processor;
 pub use config::{MAX_MEMORY_BYTES, MAX_VCPUS, MIN_MEMORY_BYTES, VmConfig};
 pub use exit::ExitReason;
+pub use hypervisor::Hypervisor;
 pub use vcpu::kick::default_kick_signal;
 pub use vm::{
     Backing, BuildError, Checkpoint, Ended, LiveSaveError, MemoryCopy, MemoryRange,
-    OutOfMemoryRange, RestoreConfig, RestoreError, SaveError, Vm,
+    OutOfMemoryRange, RestoreConfig, RestoreError, SaveError, Saved, Vm,
 };

@@ -3,7 +3,9 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, memfd_create};
+use rustix::fs::{
+    FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, fstat, memfd_create,
+};
 use rustix::io::Errno;
 
 use super::{MemoryError, MemoryImage, checked_size, is_zero, sparse};
@@ -46,6 +48,31 @@ impl MemoryBuilder {
             .map_err(MemoryError::io("copy a guest's memory"))?;
         builder.untouched = builder.bytes;
         Ok(builder)
+    }
+
+    /// The memory in a file that somebody else has [shared](Self::share): what is written here is
+    /// written there.
+    pub fn from_shared(file: File) -> Result<Self, MemoryError> {
+        let size = fstat(&file)
+            .map_err(MemoryError::errno("examine a file in memory"))?
+            .st_size;
+        let bytes = checked_size(u64::try_from(size).unwrap_or(0))?;
+        Ok(Self {
+            file,
+            bytes,
+            // Whatever was written before has to be written over.
+            untouched: bytes,
+        })
+    }
+
+    /// The file, for another process to write to until this one [seals](Self::seal) the memory. Its
+    /// size is fixed from now on.
+    pub fn share(&self) -> Result<File, MemoryError> {
+        fcntl_add_seals(&self.file, SealFlags::SHRINK | SealFlags::GROW)
+            .map_err(MemoryError::errno("seal the size of a file in memory"))?;
+        self.file
+            .try_clone()
+            .map_err(MemoryError::io("share a file in memory"))
     }
 
     /// The size of the memory.

@@ -103,6 +103,26 @@ fn an_image_can_be_changed_by_nobody() {
 }
 
 #[test]
+fn a_memory_is_put_together_by_two() {
+    let base = image(&[1, 2, 3, 4]);
+    let builder = MemoryBuilder::from_image(&base).unwrap();
+    let shared = builder.share().unwrap();
+    // Its size is what it is, whoever else has it.
+    assert!(shared.set_len(PAGE_SIZE).is_err());
+    let mut other = MemoryBuilder::from_shared(shared).unwrap();
+    assert_eq!(other.bytes(), 4 * PAGE_SIZE);
+    other
+        .write(PAGE_SIZE, &[page(7), page(0)].concat())
+        .unwrap();
+    let sealed = builder.seal().unwrap();
+    assert_eq!(values(&sealed, 4), [1, 7, 0, 4]);
+    let error = other.write(0, &page(9)).unwrap_err();
+    assert!(matches!(error, MemoryError::Io { .. }), "{error}");
+    assert_eq!(values(&sealed, 4), [1, 7, 0, 4]);
+    assert_eq!(values(&base, 4), [1, 2, 3, 4]);
+}
+
+#[test]
 fn what_can_still_change_is_no_image() {
     let file = tempfile::tempfile().unwrap();
     file.set_len(PAGE_SIZE).unwrap();

@@ -12,6 +12,7 @@ use crate::arch::{self, BootRegisters, HostFeatures, layout};
 use crate::config::{MAX_MEMORY_BYTES, MAX_VCPUS, MIN_MEMORY_BYTES, VmConfig};
 use crate::event_loop::EventLoop;
 use crate::exit::ExitReason;
+use crate::hypervisor::Hypervisor;
 use crate::memory::{self, GuestMemory, VmWithMemory};
 use crate::vcpu::{self, Vcpu, VcpuControl, kick};
 
@@ -51,13 +52,17 @@ pub(super) fn build(mut config: VmConfig) -> Result<Vm, BuildError> {
     check(&config)?;
     kick::install_handler(config.kick_signal).map_err(host("cannot take the kick signal"))?;
 
-    let kvm = Kvm::new().map_err(BuildError::Kvm)?;
-    let features = HostFeatures::read(&kvm).map_err(host("cannot ask KVM for CPU features"))?;
+    let hypervisor = match config.hypervisor.take() {
+        Some(hypervisor) => hypervisor,
+        None => Hypervisor::open()?,
+    };
+    let kvm = hypervisor.kvm();
+    let features = HostFeatures::read(kvm).map_err(host("cannot ask KVM for CPU features"))?;
     let memory = memory::map_anonymous(config.memory_bytes).map_err(host(format!(
         "cannot map {} MiB of guest memory",
         config.memory_bytes >> 20
     )))?;
-    let vm = new_vm(&kvm, memory)?;
+    let vm = new_vm(kvm, memory)?;
     let event_loop = EventLoop::new().map_err(host("cannot create the device thread's epoll"))?;
     let devices = Devices::new(&mut config, &vm)?;
     devices.connect(&vm, &event_loop)?;
@@ -65,6 +70,7 @@ pub(super) fn build(mut config: VmConfig) -> Result<Vm, BuildError> {
     let vcpus = config.vcpus;
     assemble(
         Parts {
+            hypervisor,
             vm,
             event_loop,
             devices,
@@ -91,6 +97,7 @@ pub(super) fn new_vm(kvm: &Kvm, memory: GuestMemory) -> Result<VmWithMemory, Bui
 
 /// What a VM is put together from, whether it is new or was saved.
 pub(super) struct Parts {
+    pub(super) hypervisor: Hypervisor,
     pub(super) vm: VmWithMemory,
     pub(super) event_loop: EventLoop,
     /// Connected.
@@ -109,6 +116,7 @@ pub(super) fn assemble(
     configure: impl Fn(u8, &VcpuFd) -> Result<(), arch::SetupError>,
 ) -> Result<Vm, BuildError> {
     let Parts {
+        hypervisor,
         vm,
         event_loop,
         devices,
@@ -132,6 +140,7 @@ pub(super) fn assemble(
         generation_id: devices.generation_id,
         transition: Mutex::new(time),
         pager: None,
+        hypervisor,
         vm,
     };
     if let Some(pager) = pager {

@@ -20,6 +20,9 @@ pub enum LiveSaveError {
     /// [saved](Vm::save).
     #[error("the guest's memory cannot be marked")]
     Mark(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Its memory cannot be copied.
+    #[error("the guest's memory cannot be copied")]
+    Copy(#[source] io::Error),
     /// The state of everything else cannot be taken.
     #[error(transparent)]
     Save(#[from] SaveError),
@@ -69,7 +72,68 @@ impl fmt::Debug for MemoryCopy {
     }
 }
 
+/// A VM's state that was taken while it went on.
+#[derive(Debug)]
+pub struct Saved {
+    /// Everything but the memory.
+    pub state: VmState,
+    /// The memory that is still being copied; `None` if all of it was.
+    pub copy: Option<MemoryCopy>,
+    /// For how long the VM stood still.
+    pub paused: Duration,
+}
+
 impl Vm {
+    /// Takes the state of a VM and goes on: [`save_live`](Self::save_live), or where memory cannot
+    /// be marked, with a pause that lasts until all is copied. A paused VM stays paused.
+    ///
+    /// # Errors
+    /// If the state cannot be taken, what `sink` says while the VM stands still, or if the VM has
+    /// ended.
+    pub fn save_running(
+        &self,
+        sink: impl FnMut(u64, &[u8]) -> io::Result<()> + Clone + Send + 'static,
+    ) -> Result<Saved, LiveSaveError> {
+        match self.save_live(sink.clone()) {
+            Ok((state, copy, paused)) => Ok(Saved {
+                state,
+                copy: Some(copy),
+                paused,
+            }),
+            Err(LiveSaveError::Mark(error)) => {
+                tracing::debug!(
+                    error = &*error as &dyn std::error::Error,
+                    "copying while paused"
+                );
+                self.save_still(sink)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn save_still(
+        &self,
+        sink: impl FnMut(u64, &[u8]) -> io::Result<()>,
+    ) -> Result<Saved, LiveSaveError> {
+        let was_paused = self.control.is_paused();
+        let start = Instant::now();
+        if !was_paused {
+            self.pause()?;
+        }
+        let state = self.save();
+        let copied = self.changed_memory(sink);
+        // Also if it failed: the VM is its owner's.
+        if !was_paused {
+            self.resume()?;
+        }
+        copied.map_err(LiveSaveError::Copy)?;
+        Ok(Saved {
+            state: state?,
+            copy: None,
+            paused: start.elapsed(),
+        })
+    }
+
     /// Takes the state of a running VM. It stands still for the returned time; from then on `sink`
     /// gets all memory that is not what it was when the VM was made, as it was at that moment:
     /// places in the guest's memory, counted without the hole below 4 GiB, and contents, in whole

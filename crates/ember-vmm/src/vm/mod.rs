@@ -23,12 +23,13 @@ use crate::devices::virtio::balloon::BalloonHandle;
 use crate::devices::virtio::vsock::VsockHandle;
 use crate::event_loop::EventLoop;
 use crate::exit::ExitReason;
+use crate::hypervisor::Hypervisor;
 use crate::memory::VmWithMemory;
 use crate::vcpu::{Mode, Vcpu, VcpuControl};
 
 pub use error::BuildError;
 use error::host;
-pub use live::{LiveSaveError, MemoryCopy};
+pub use live::{LiveSaveError, MemoryCopy, Saved};
 use restore::SavedTime;
 pub use restore::{Backing, Checkpoint, RestoreConfig, RestoreError};
 pub use save::{MemoryRange, SaveError};
@@ -53,6 +54,7 @@ pub struct Vm {
     transition: Mutex<Option<SavedTime>>,
     /// Fills the memory on demand, if anything does. It must not end before the guest has.
     pager: Option<Pager>,
+    hypervisor: Hypervisor,
     vm: VmWithMemory,
 }
 

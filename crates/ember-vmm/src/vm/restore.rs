@@ -21,6 +21,7 @@ use crate::devices::virtio::network::NetworkConfig;
 use crate::devices::virtio::vsock::VsockConfig;
 use crate::event_loop::EventLoop;
 use crate::exit::ExitReason;
+use crate::hypervisor::Hypervisor;
 use crate::memory::{self, VmWithMemory};
 use crate::vcpu::kick::{self, default_kick_signal};
 use crate::vcpu::{Vcpu, VcpuControl};
@@ -31,7 +32,7 @@ use crate::vcpu::{Vcpu, VcpuControl};
 pub struct Checkpoint(Arc<Inner>);
 
 struct Inner {
-    kvm: Kvm,
+    hypervisor: Hypervisor,
     state: VmState,
     memory: Arc<File>,
     prepared: Arc<Prepared>,
@@ -70,11 +71,24 @@ impl Checkpoint {
     /// # Errors
     /// If this host cannot run such a VM; the message names what it lacks.
     pub fn new(state: VmState, memory: Arc<File>) -> Result<Self, RestoreError> {
-        check(&state, &memory)?;
         let kvm = Kvm::new().map_err(RestoreError::Kvm)?;
+        Self::with(Hypervisor::from(kvm), state, memory)
+    }
+
+    /// [`new`](Self::new) with a KVM that is open already.
+    ///
+    /// # Errors
+    /// As for [`new`](Self::new).
+    pub fn with(
+        hypervisor: Hypervisor,
+        state: VmState,
+        memory: Arc<File>,
+    ) -> Result<Self, RestoreError> {
+        check(&state, &memory)?;
+        let kvm = hypervisor.kvm();
         let error = |error: arch::SetupError| RestoreError::Host(Box::new(error));
-        let host = HostFeatures::read(&kvm).map_err(error)?;
-        let (vcpus, chips) = state::prepare(&kvm, &host, &state).map_err(|error| match error {
+        let host = HostFeatures::read(kvm).map_err(error)?;
+        let (vcpus, chips) = state::prepare(kvm, &host, &state).map_err(|error| match error {
             StateError::Unsupported(error) => RestoreError::Unsupported(error.to_string()),
             StateError::Invalid(_) => RestoreError::Invalid(error.to_string()),
             StateError::Kvm(error) => RestoreError::Host(Box::new(error)),
@@ -85,7 +99,7 @@ impl Checkpoint {
             clock: state.clock,
         };
         Ok(Self(Arc::new(Inner {
-            kvm,
+            hypervisor,
             state,
             memory,
             prepared: Arc::new(prepared),
@@ -239,7 +253,7 @@ pub(super) fn restore(
     mut config: RestoreConfig,
 ) -> Result<Vm, BuildError> {
     let Inner {
-        kvm,
+        hypervisor,
         state,
         memory,
         prepared,
@@ -256,13 +270,14 @@ pub(super) fn restore(
         "cannot map {} MiB of guest memory",
         state.memory_bytes >> 20
     )))?;
-    let vm = new_vm(kvm, memory)?;
+    let vm = new_vm(hypervisor.kvm(), memory)?;
     let event_loop = EventLoop::new().map_err(host("cannot create the device thread's epoll"))?;
     let devices = Devices::restore(&mut config, state, &vm)?;
     devices.connect(&vm, &event_loop)?;
     let vcpus = u8::try_from(state.vcpus.len()).unwrap_or(MAX_VCPUS);
     let value = assemble(
         Parts {
+            hypervisor: hypervisor.clone(),
             vm,
             event_loop,
             devices,

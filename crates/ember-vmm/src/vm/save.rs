@@ -5,7 +5,6 @@ use std::io;
 use ember_snapshot::pager::{self, Pager};
 use ember_snapshot::state::VmState;
 use ember_snapshot::{PageSet, WorkingSet};
-use kvm_ioctls::Kvm;
 
 use super::{OutOfMemoryRange, Vm};
 use crate::arch;
@@ -19,9 +18,6 @@ pub enum SaveError {
     /// It runs, or has ended.
     #[error("only a paused VM can be saved: call `pause` first")]
     NotPaused,
-    /// There is no usable `/dev/kvm` any more.
-    #[error("cannot open /dev/kvm")]
-    Kvm(#[source] kvm_ioctls::Error),
     /// KVM refused a step.
     #[error("cannot take the state of {part}")]
     Host {
@@ -65,8 +61,7 @@ impl Vm {
 
     /// What a vCPU consists of, which can be known before the VM is paused.
     pub(super) fn vcpu_features(&self) -> Result<VcpuFeatures, SaveError> {
-        let kvm = Kvm::new().map_err(SaveError::Kvm)?;
-        state::vcpu_features(&kvm, self.vm.fd()).map_err(host("KVM"))
+        state::vcpu_features(self.hypervisor.kvm(), self.vm.fd()).map_err(host("KVM"))
     }
 
     pub(super) fn save_with(&self, features: &VcpuFeatures) -> Result<VmState, SaveError> {

@@ -9,6 +9,7 @@
 
 mod connection;
 mod device;
+mod given;
 mod mailbox;
 mod packet;
 mod receive;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
+pub use given::GivenEnds;
 use mailbox::Mailbox;
 
 #[cfg_attr(
@@ -56,6 +58,8 @@ pub struct VsockConfig {
     /// In a restored VM: the host's ports whose open streams go on, with new host's ends that
     /// [`VsockHandle::take_carried`] gives. All other streams of the guest's are reset.
     pub carried_ports: Vec<u32>,
+    /// The device's ends of streams whose host's ends somebody has already.
+    pub given: GivenEnds,
 }
 
 impl VsockConfig {
@@ -68,6 +72,7 @@ impl VsockConfig {
             connect_timeout: Duration::from_secs(10),
             close_timeout: Duration::from_secs(8),
             carried_ports: Vec::new(),
+            given: GivenEnds::default(),
         }
     }
 }

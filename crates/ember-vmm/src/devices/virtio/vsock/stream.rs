@@ -99,9 +99,15 @@ impl Stream {
     /// Makes the socket pair, keeps one half and returns the host's.
     pub(super) fn open_socket(&mut self) -> io::Result<UnixStream> {
         let (ours, theirs) = UnixStream::pair()?;
+        self.use_socket(ours)?;
+        Ok(theirs)
+    }
+
+    /// Keeps one half of a socket pair whose other half somebody has.
+    pub(super) fn use_socket(&mut self, ours: UnixStream) -> io::Result<()> {
         ours.set_nonblocking(true)?;
         self.socket = Some(ours);
-        Ok(theirs)
+        Ok(())
     }
 
     /// The stream, to be saved. `None` if the guest knows nothing of it.

@@ -160,11 +160,11 @@ impl Streams {
                 .free_token()
                 .ok_or_else(|| invalid("too many streams"))?;
             let mut stream = Stream::new(connection);
-            let host_end = stream.open_socket()?;
+            let host_end = self.open_socket(&mut stream, ports.host)?;
             stream.restore_backlog(&saved.backlog);
             self.insert(token, stream);
             self.settle(token);
-            host_ends.push((ports.host, host_end));
+            host_ends.extend(host_end.map(|end| (ports.host, end)));
         }
         Ok(host_ends)
     }
@@ -390,7 +390,8 @@ impl Streams {
             );
             return self.refuse(header);
         }
-        if !self.listeners.contains_key(&ports.host) {
+        let given = self.config.given.has(ports.host);
+        if !given && !self.listeners.contains_key(&ports.host) {
             return self.refuse(header);
         }
         let Some(token) = self.free_token() else {
@@ -398,11 +399,13 @@ impl Streams {
         };
         let connection = Connection::accepted(ports, self.config.buffer_bytes, header);
         let mut stream = Stream::new(connection);
-        match stream.open_socket() {
+        match self.open_socket(&mut stream, ports.host) {
             Ok(host_end) => {
                 self.insert(token, stream);
                 self.settle(token);
-                if let Some(accept) = self.listeners.get_mut(&ports.host) {
+                if let Some(host_end) = host_end
+                    && let Some(accept) = self.listeners.get_mut(&ports.host)
+                {
                     accept(host_end);
                 }
             }
@@ -414,6 +417,14 @@ impl Streams {
                 );
                 self.refuse(header);
             }
+        }
+    }
+
+    /// Opens the socket of a stream to the host's `port`; the host's end, unless somebody has it.
+    fn open_socket(&self, stream: &mut Stream, port: u32) -> io::Result<Option<UnixStream>> {
+        match self.config.given.take(port) {
+            Some(ours) => stream.use_socket(ours).map(|()| None),
+            None => stream.open_socket().map(Some),
         }
     }
 

@@ -101,6 +101,23 @@ fn configuration_space_holds_the_context_id() {
 }
 
 #[test]
+fn an_end_that_was_given_is_used_once_and_needs_nobody_who_listens() {
+    let (ours, mut host) = UnixStream::pair().unwrap();
+    let mut guest = Guest::configured(VsockConfig {
+        given: super::GivenEnds::one(1024, ours),
+        ..VsockConfig::new(CID)
+    });
+    // Another port is nobody's.
+    guest.send(&packet(Operation::Request, 5000, 1025), &[]);
+    guest.expect(Operation::Reset);
+    let mut socket = Socket::connect(&mut guest, 5000, 1024);
+    socket.send(&mut guest, b"ping");
+    assert_eq!(read_all(&mut host), (b"ping".to_vec(), false));
+    guest.send(&packet(Operation::Request, 5001, 1024), &[]);
+    guest.expect(Operation::Reset);
+}
+
+#[test]
 fn guest_connects_and_data_goes_both_ways() {
     for layout in [Layout::One, Layout::Two, Layout::Every(7)] {
         let mut guest = Guest::new();
