@@ -46,6 +46,7 @@ mod error;
 mod host;
 mod language;
 mod output;
+mod placement;
 #[allow(
     dead_code,
     unused_imports,
@@ -65,6 +66,7 @@ pub use error::{Error, ErrorKind};
 pub use host::{Condition, Finding, Host, Measured};
 pub use language::{Account, Compiler, Language};
 pub use output::{Captured, Output};
+pub use placement::Placement;
 pub use pool::{Budget, Pool, PoolBuilder, PoolStatus, PooledSandbox};
 pub use progress::{Event, Progress};
 pub use sandbox::{Process, Sandbox, SandboxBuilder};

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,12 +15,16 @@ use ember_vmm::devices::virtio::block::BlockConfig;
 use ember_vmm::devices::virtio::vsock::VsockConfig;
 use ember_vmm::kernel::KernelImage;
 use ember_vmm::{BuildError, ExitReason, Vm, VmConfig, probe};
+use ember_worker::host::{BootConfig, DiskConfig, RemoteVm, WorkerError, Workers};
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use super::machine::{Line, Machine};
+use super::vm::{GuestVm, worker_error};
 use super::{Fixture, Sandbox, Settings};
 use crate::assets::{Assets, Image, Kernel, ReadyImage, ReadyKernel};
 use crate::error::{Error, ErrorKind};
+use crate::placement::{Place, Placement};
 use crate::size::ByteSize;
 use crate::template::{Origin, Source};
 
@@ -28,6 +33,8 @@ pub(crate) const AGENT_PORT: u32 = 1024;
 /// Far longer than any boot, also of a stock kernel on a busy machine.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(60);
 const MEMORY: ByteSize = ByteSize::mib(256);
+/// How long a guest that hangs up on its host is given to end.
+const HUNG_UP: Duration = Duration::from_secs(1);
 const OUTPUT_LIMIT: ByteSize = ByteSize::mib(16);
 
 type Console = Box<dyn FnMut(&[u8]) + Send>;
@@ -44,6 +51,7 @@ pub struct SandboxBuilder {
     output_limit: ByteSize,
     console: Option<Console>,
     kick_signal: Option<i32>,
+    placement: Option<Placement>,
     is_template: bool,
 }
 
@@ -57,6 +65,7 @@ pub(crate) struct Prepared {
     pub(crate) disk: Arc<File>,
     pub(crate) command_line: String,
     pub(crate) origin: Arc<Origin>,
+    pub(crate) place: Place,
 }
 
 impl SandboxBuilder {
@@ -72,6 +81,7 @@ impl SandboxBuilder {
             output_limit: OUTPUT_LIMIT,
             console: None,
             kick_signal: None,
+            placement: None,
             is_template: false,
         }
     }
@@ -136,10 +146,18 @@ impl SandboxBuilder {
     }
 
     /// The real-time signal that the VM's threads use among themselves, if the application needs
-    /// the usual one for itself. It is the one thing about a sandbox that is process-wide.
+    /// the usual one for itself. It is the one thing about a sandbox that is process-wide. One that
+    /// runs in a [worker](Placement::Worker) uses none here.
     #[must_use]
     pub fn kick_signal(mut self, number: i32) -> Self {
         self.kick_signal = Some(number);
+        self
+    }
+
+    /// Where it runs: see [`Placement`].
+    #[must_use]
+    pub fn placement(mut self, placement: Placement) -> Self {
+        self.placement = Some(placement);
         self
     }
 
@@ -186,7 +204,7 @@ impl SandboxBuilder {
                 // The VM is gone, and the reason is known to the machine.
                 return std::future::pending().await;
             };
-            let stream: std::os::unix::net::UnixStream = stream;
+            let stream: UnixStream = stream;
             let connect = async {
                 line.set(stream.try_clone()?);
                 stream.set_nonblocking(true)?;
@@ -209,7 +227,11 @@ impl SandboxBuilder {
             reason = machine.watcher().ended() => Failure::Ended(reason),
             agent = greeted => match agent {
                 Ok(agent) => return Ok(Sandbox::new(machine, agent, fixture, None)),
-                Err(error) => Failure::Greeting(error),
+                // The end of its channel is seen before its own, if it ends.
+                Err(error) => match timeout(HUNG_UP, machine.watcher().ended()).await {
+                    Ok(reason) => Failure::Ended(reason),
+                    Err(_) => Failure::Greeting(error),
+                },
             },
             () = tokio::time::sleep(boot_timeout) => Failure::Late(boot_timeout),
         };
@@ -224,6 +246,7 @@ impl SandboxBuilder {
 
     /// Prepares what the guest is made from, so that all is known of it. Blocks.
     pub(crate) fn prepare(&self) -> Result<Prepared, Error> {
+        let place = Place::of(self.placement)?;
         let assets = match &self.assets {
             Some(assets) => assets.clone(),
             None => Assets::of_user()?,
@@ -257,6 +280,7 @@ impl SandboxBuilder {
             image,
             disk: Arc::new(disk),
             origin: Arc::new(origin),
+            place,
         })
     }
 
@@ -285,7 +309,7 @@ impl SandboxBuilder {
     fn start(
         self,
         prepared: Option<Prepared>,
-        calls: mpsc::Sender<std::os::unix::net::UnixStream>,
+        calls: mpsc::Sender<UnixStream>,
         line: Line,
     ) -> Result<(Machine, Fixture), Error> {
         let Prepared {
@@ -295,23 +319,51 @@ impl SandboxBuilder {
             disk,
             command_line,
             origin,
+            place,
         } = match prepared {
             Some(prepared) => prepared,
             None => self.prepare()?,
         };
         let settings = self.settings();
-        let initramfs = assets.initramfs(&kernel)?;
-        let kernel_image = KernelImage::from_path(&kernel.image).map_err(|error| {
-            let message = format!("cannot use the kernel {}", kernel.image.display());
+        let kick_signal = self.kick_signal;
+        let made = Making {
+            memory: self.size(&image).1,
+            initramfs: assets.initramfs(&kernel)?,
+            kernel: &kernel.image,
+            disk: &disk,
+            command_line,
+            calls,
+        };
+        let vm = match &place {
+            Place::InProcess => self.make_here(made)?,
+            Place::Worker(workers) => self.make_in_worker(workers, made)?,
+        };
+        let machine = Machine::new(vm, line);
+        machine.start(None)?;
+        let fixture = Fixture {
+            image,
+            disk,
+            kick_signal,
+            place,
+            settings,
+            origin,
+            runners: Vec::new(),
+        };
+        Ok((machine, fixture))
+    }
+
+    /// A VM in this process.
+    fn make_here(self, made: Making<'_>) -> Result<GuestVm, Error> {
+        let kernel = KernelImage::from_path(made.kernel).map_err(|error| {
+            let message = format!("cannot use the kernel {}", made.kernel.display());
             Error::because(ErrorKind::InvalidRequest, message, error)
         })?;
-
-        let mut config = VmConfig::new(kernel_image);
+        let mut config = VmConfig::new(kernel);
         config.vcpus = self.vcpus;
-        config.memory_bytes = self.size(&image).1.as_bytes();
-        config.initramfs = Some(initramfs);
-        config.command_line = command_line;
-        let for_vm = disk.try_clone().map_err(|error| {
+        config.memory_bytes = made.memory.as_bytes();
+        config.initramfs = Some(made.initramfs);
+        config.command_line = made.command_line;
+        let for_vm = made.disk.try_clone().map_err(|error| {
             let message = "cannot use the image's file twice";
             Error::because(ErrorKind::HostUnsupported, message, error)
         })?;
@@ -329,36 +381,90 @@ impl SandboxBuilder {
             config.kick_signal = signal;
         }
         let vm = Vm::new(config).map_err(build_error)?;
-        let vsock = vm.vsock();
-        let machine = Machine::new(vm, line);
-        let listening = vsock.map(|vsock| {
-            vsock.listen(
-                AGENT_PORT,
-                // Only the first call is the agent's; whoever calls later is hung up on.
-                Box::new(move |stream| drop(calls.try_send(stream))),
-            )
-        });
-        match listening {
-            Some(Ok(())) => {}
-            Some(Err(error)) => {
-                let message = "cannot listen for the guest's agent";
-                return Err(Error::because(ErrorKind::Internal, message, error));
-            }
-            None => {
-                let message = "the VM has no guest channel";
-                return Err(Error::new(ErrorKind::Internal, message));
-            }
-        }
-        machine.start()?;
-        let fixture = Fixture {
-            image,
-            disk,
-            kick_signal: self.kick_signal,
-            settings,
-            origin,
-            runners: Vec::new(),
+        let Some(vsock) = vm.vsock() else {
+            let message = "the VM has no guest channel";
+            return Err(Error::new(ErrorKind::Internal, message));
         };
-        Ok((machine, fixture))
+        let calls = made.calls;
+        // Only the first call is the agent's; whoever calls later is hung up on.
+        let accept = move |stream| drop(calls.try_send(stream));
+        vsock
+            .listen(AGENT_PORT, Box::new(accept))
+            .map_err(|error| {
+                let message = "cannot listen for the guest's agent";
+                Error::because(ErrorKind::Internal, message, error)
+            })?;
+        Ok(GuestVm::Local(Box::new(vm)))
+    }
+
+    /// A VM in a worker.
+    fn make_in_worker(self, workers: &Workers, made: Making<'_>) -> Result<GuestVm, Error> {
+        let kernel = File::open(made.kernel).map_err(|error| {
+            let message = format!("cannot use the kernel {}", made.kernel.display());
+            Error::because(ErrorKind::InvalidRequest, message, error)
+        })?;
+        let (ours, channel) = channel()?;
+        let config = BootConfig {
+            vcpus: self.vcpus,
+            memory_bytes: made.memory.as_bytes(),
+            kernel,
+            initramfs: made.initramfs,
+            command_line: made.command_line,
+            disks: vec![read_only_disk(made.disk)],
+            balloon: self.is_template,
+            generation_id: match self.is_template {
+                true => Some(random()?),
+                false => None,
+            },
+            channel,
+            port: AGENT_PORT,
+            console: self.console,
+        };
+        let vm = RemoteVm::boot(workers, config)
+            .map_err(|error| building("cannot build the VM", error))?;
+        // The agent's first words come out of it once it has called.
+        drop(made.calls.try_send(ours));
+        Ok(GuestVm::Remote(vm))
+    }
+}
+
+/// What a VM is made of, wherever that is.
+struct Making<'a> {
+    memory: ByteSize,
+    kernel: &'a Path,
+    initramfs: Arc<[u8]>,
+    disk: &'a Arc<File>,
+    command_line: String,
+    /// Who is told when the guest's agent calls.
+    calls: mpsc::Sender<UnixStream>,
+}
+
+/// Both ends of a guest's channel: the caller's, and the device's. They are made here, and one of
+/// them is handed over, so that nobody else can change how this end behaves.
+pub(crate) fn channel() -> Result<(UnixStream, UnixStream), Error> {
+    UnixStream::pair().map_err(|error| {
+        let message = "cannot make a guest's channel";
+        Error::because(ErrorKind::HostUnsupported, message, error)
+    })
+}
+
+/// The image as a disk.
+pub(crate) fn read_only_disk(file: &Arc<File>) -> DiskConfig {
+    DiskConfig {
+        file: Arc::clone(file),
+        read_only: true,
+        serial: String::new(),
+    }
+}
+
+/// Why a worker has made no VM. That its process has ended says something of the host.
+pub(crate) fn building(failed: &str, error: WorkerError) -> Error {
+    match error {
+        WorkerError::Ended(reason) => {
+            let message = format!("{failed}: {reason}; `ember doctor` examines this host");
+            Error::new(ErrorKind::HostUnsupported, message)
+        }
+        error => worker_error(failed, error),
     }
 }
 

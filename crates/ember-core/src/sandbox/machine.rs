@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use ember_vmm::devices::serial::Console;
-use ember_vmm::{ExitReason, Vm};
+use ember_vmm::ExitReason;
 use tokio::sync::watch;
 
-use crate::error::{Error, ErrorKind};
+use super::vm::{ConsoleTail, GuestVm};
+use crate::error::Error;
 
 /// How long a guest whose agent has hung up is given to end, so that the reason can be told. It has
 /// little left to do, but on a busy host that takes its time: its devices were shut down first.
@@ -22,7 +22,7 @@ const SHOWN_LINES: usize = 20;
 #[derive(Debug)]
 pub(crate) struct Machine {
     /// There until it is closed or dropped; shared while its state is being taken.
-    vm: Option<Arc<Vm>>,
+    vm: Option<Arc<GuestVm>>,
     watcher: Watcher,
 }
 
@@ -30,7 +30,7 @@ pub(crate) struct Machine {
 #[derive(Debug, Clone)]
 pub(crate) struct Watcher {
     ended: watch::Receiver<Option<ExitReason>>,
-    console: Console,
+    console: ConsoleTail,
 }
 
 /// The host's end of the guest channel, once there is one.
@@ -56,7 +56,7 @@ impl Line {
 impl Machine {
     /// Watches over `vm`. When it ends, `line` is hung up: the VM outlives its guest, and with it
     /// the channel's other end, so that nobody would notice.
-    pub(crate) fn new(vm: Vm, line: Line) -> Self {
+    pub(crate) fn new(vm: GuestVm, line: Line) -> Self {
         let (sender, ended) = watch::channel(None);
         vm.on_exit(Box::new(move |reason| {
             // In this order: whoever sees the channel end can learn why.
@@ -65,7 +65,7 @@ impl Machine {
         }));
         let watcher = Watcher {
             ended,
-            console: vm.console(),
+            console: vm.console_tail(),
         };
         Self {
             vm: Some(Arc::new(vm)),
@@ -78,18 +78,16 @@ impl Machine {
     }
 
     /// The VM, to be paused and looked at.
-    pub(crate) fn vm(&self) -> Option<Arc<Vm>> {
+    pub(crate) fn vm(&self) -> Option<Arc<GuestVm>> {
         self.vm.clone()
     }
 
-    /// Lets the guest run.
-    pub(crate) fn start(&self) -> Result<(), Error> {
-        match self.vm.as_ref().map(|vm| vm.start()) {
-            None | Some(Ok(())) => Ok(()),
-            Some(Err(error)) => {
-                let message = "cannot start the VM";
-                Err(Error::because(ErrorKind::Internal, message, error))
-            }
+    /// Lets the guest run, as another guest than before if there is a new generation id. Does not
+    /// wait.
+    pub(crate) fn start(&self, generation_id: Option<[u8; 16]>) -> Result<(), Error> {
+        match &self.vm {
+            Some(vm) => vm.start(generation_id),
+            None => Ok(()),
         }
     }
 
@@ -102,14 +100,16 @@ impl Machine {
 
     /// Ends the guest and frees everything that the VM held, right here.
     pub(crate) fn end(mut self) {
-        drop(self.vm.take());
+        if let Some(vm) = self.vm.take() {
+            GuestVm::end(vm);
+        }
     }
 
     /// Ends the guest and waits until everything that the VM held is free.
     pub(crate) async fn close(mut self) {
         if let Some(vm) = self.vm.take() {
             // A panic in there was reported where it happened, and there is no more to free.
-            let _ = tokio::task::spawn_blocking(move || drop(vm)).await;
+            let _ = tokio::task::spawn_blocking(move || GuestVm::end(vm)).await;
         }
     }
 }
@@ -118,6 +118,10 @@ impl Drop for Machine {
     fn drop(&mut self) {
         let Some(vm) = self.vm.take() else { return };
         vm.stop();
+        if let GuestVm::Remote(_) = *vm {
+            // Its process was killed, and the kernel frees what it held. Who reaps it is not here.
+            return;
+        }
         // Joining the VM's threads and closing its descriptors waits for the kernel, some tens of
         // milliseconds: not on a thread that runs other futures. If there is no other thread to be
         // had, the closure is dropped, and the VM with it, right here.
@@ -150,7 +154,7 @@ impl Watcher {
 
     /// The console's last lines, indented, after a line that says so; nothing if there are none.
     pub(crate) fn console_tail(&self) -> String {
-        console_tail(&self.console.tail())
+        console_tail(&self.console.bytes())
     }
 }
 

@@ -3,6 +3,7 @@
 pub(crate) mod builder;
 pub(crate) mod machine;
 mod process;
+pub(crate) mod vm;
 
 use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +12,6 @@ use std::time::Duration;
 
 use ember_guest::host::{self, Agent, Command, RunnerId};
 use ember_guest::protocol::{ErrorCode, Outcome};
-use ember_vmm::{Ended, Vm};
 
 pub(crate) use builder::Prepared;
 pub use builder::SandboxBuilder;
@@ -23,8 +23,10 @@ use crate::compile::{Compilation, Compiled};
 use crate::error::{Error, ErrorKind};
 use crate::language::Language;
 use crate::output::{Captured, Output};
+use crate::placement::Place;
 use crate::template::{Memory, Origin};
 use machine::{Machine, Watcher};
+use vm::GuestVm;
 
 /// A running guest.
 ///
@@ -52,6 +54,8 @@ pub(crate) struct Fixture {
     /// The image's file, open: it may be removed, or another may come in its place.
     pub(crate) disk: Arc<File>,
     pub(crate) kick_signal: Option<i32>,
+    /// Where it runs.
+    pub(crate) place: Place,
     pub(crate) settings: Settings,
     /// The languages whose interpreters are kept warm in the guest.
     pub(crate) runners: Vec<String>,
@@ -209,8 +213,7 @@ impl Sandbox {
     /// # Errors
     /// [`ErrorKind::GuestDied`] if it has ended, [`ErrorKind::Closed`] if the sandbox is closed.
     pub async fn pause(&self) -> Result<(), Error> {
-        self.on_vm("the guest cannot be paused", |vm| vm.pause())
-            .await
+        self.on_vm(GuestVm::pause).await
     }
 
     /// Lets the guest go on after [`pause`](Self::pause).
@@ -218,20 +221,21 @@ impl Sandbox {
     /// # Errors
     /// As for [`pause`](Self::pause).
     pub async fn resume(&self) -> Result<(), Error> {
-        self.on_vm("the guest cannot go on", |vm| vm.resume()).await
+        self.on_vm(GuestVm::resume).await
     }
 
     /// Does something with the VM that waits for its threads.
     async fn on_vm(
         &self,
-        failed: &'static str,
-        work: impl FnOnce(&Vm) -> Result<(), Ended> + Send + 'static,
+        work: impl FnOnce(&GuestVm) -> Result<(), Error> + Send + 'static,
     ) -> Result<(), Error> {
         let vm = self.parts()?.vm;
         match tokio::task::spawn_blocking(move || work(&vm)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(Error::because(ErrorKind::GuestDied, failed, error)),
-            Err(error) => Err(Error::because(ErrorKind::Internal, failed, error)),
+            Ok(done) => done,
+            Err(error) => {
+                let message = "work on a VM ended unexpectedly";
+                Err(Error::because(ErrorKind::Internal, message, error))
+            }
         }
     }
 
@@ -378,7 +382,7 @@ enum Launched {
 
 /// See [`Sandbox::parts`].
 pub(crate) struct Parts<'a> {
-    pub(crate) vm: Arc<Vm>,
+    pub(crate) vm: Arc<GuestVm>,
     pub(crate) agent: &'a Agent,
     pub(crate) fixture: &'a Fixture,
     pub(crate) base: Option<&'a Arc<Memory>>,

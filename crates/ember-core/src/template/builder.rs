@@ -12,6 +12,7 @@ use crate::code::{Code, Program};
 use crate::error::{Error, ErrorKind};
 use crate::language::Language;
 use crate::output::Output;
+use crate::placement::Placement;
 use crate::progress::Progress;
 use crate::sandbox::{Fixture, Prepared, Sandbox, SandboxBuilder};
 use crate::size::ByteSize;
@@ -92,6 +93,12 @@ impl TemplateBuilder {
     #[must_use]
     pub fn kick_signal(self, number: i32) -> Self {
         self.configure(|sandbox| sandbox.kick_signal(number))
+    }
+
+    /// Where its guests run, and the one that it is made of: see [`Placement`].
+    #[must_use]
+    pub fn placement(self, placement: Placement) -> Self {
+        self.configure(|sandbox| sandbox.placement(placement))
     }
 
     /// Runs a program before the guest is saved, as often as it is said and in that order.
@@ -215,6 +222,7 @@ impl Plan {
             image: self.prepared.image.clone(),
             disk: Arc::clone(&self.prepared.disk),
             kick_signal: self.sandbox.signal(),
+            place: self.prepared.place.clone(),
             settings: self.sandbox.settings(),
             origin: Arc::new(origin),
             runners: Vec::new(),

@@ -2,16 +2,18 @@
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ember_snapshot::memory::{MemoryBuilder, MemoryImage};
 use ember_snapshot::state::VmState;
-use ember_vmm::{Checkpoint, Ended, LiveSaveError, MemoryCopy, RestoreError, Vm};
+use ember_vmm::{Checkpoint, LiveSaveError, MemoryCopy, RestoreError};
+use ember_worker::host::RemoteCopy;
 
 use super::builder::blocking;
-use super::{Inner, Memory};
+use super::{Inner, Memory, Parcel};
 use crate::error::{Error, ErrorKind};
 use crate::sandbox::Sandbox;
+use crate::sandbox::vm::{GuestVm, worker_error};
 
 /// What is done on threads that may wait.
 const TAKING: &str = "taking a guest's state";
@@ -43,6 +45,7 @@ pub(crate) async fn capture(sandbox: &Sandbox) -> Result<Inner, Error> {
         fixture: parts.fixture.clone(),
         hello: parts.agent.hello().clone(),
         working_set: None,
+        parcel: Parcel::default(),
         paused: Some(paused),
     })
 }
@@ -51,15 +54,25 @@ pub(crate) async fn capture(sandbox: &Sandbox) -> Result<Inner, Error> {
 struct Taken {
     state: VmState,
     memory: Arc<Mutex<Option<MemoryBuilder>>>,
-    copy: Option<MemoryCopy>,
+    copy: Option<Copying>,
     paused: Duration,
+}
+
+/// A copy of a guest's memory that is being made.
+enum Copying {
+    Here(MemoryCopy),
+    InWorker(RemoteCopy),
 }
 
 impl Taken {
     /// Waits for the rest of the memory.
     fn finish(self) -> Result<(Checkpoint, MemoryImage), Error> {
-        if let Some(copy) = self.copy {
-            copy.wait().map_err(no_room)?;
+        match self.copy {
+            None => {}
+            Some(Copying::Here(copy)) => copy.wait().map_err(no_room)?,
+            Some(Copying::InWorker(copy)) => copy
+                .wait()
+                .map_err(|error| worker_error("cannot keep a guest's memory", error))?,
         }
         let memory = self
             .memory
@@ -87,58 +100,52 @@ fn builder(base: Option<&MemoryImage>, bytes: u64) -> Result<MemoryBuilder, Erro
     .map_err(|error| no_room(io::Error::other(error)))
 }
 
+/// What went wrong.
+const FAILED: &str = "cannot take the guest's state";
+
 /// Holds the guest still for as long as it takes to mark its memory, or, where that cannot be done,
 /// to copy it.
-fn take(vm: &Vm, builder: MemoryBuilder) -> Result<Taken, Error> {
-    let memory = Arc::new(Mutex::new(Some(builder)));
-    let shared = Arc::clone(&memory);
-    let write = move |offset, bytes: &[u8]| match &mut *shared
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-    {
-        Some(builder) => builder.write(offset, bytes).map_err(io::Error::other),
-        None => Err(io::Error::other("the copy was given up")),
-    };
-    match vm.save_live(write.clone()) {
-        Ok((state, copy, paused)) => Ok(Taken {
-            state,
-            memory,
-            copy: Some(copy),
-            paused,
-        }),
-        Err(LiveSaveError::Mark(error)) => {
-            tracing::debug!(
-                error = &*error as &dyn std::error::Error,
-                "copying while paused"
-            );
-            let start = Instant::now();
-            vm.pause().map_err(ended)?;
-            let state = vm.save();
-            let copied = vm.changed_memory(write);
-            vm.resume().map_err(ended)?;
-            copied.map_err(no_room)?;
+fn take(vm: &GuestVm, builder: MemoryBuilder) -> Result<Taken, Error> {
+    match vm {
+        GuestVm::Local(vm) => {
+            let memory = Arc::new(Mutex::new(Some(builder)));
+            let shared = Arc::clone(&memory);
+            let write = move |offset, bytes: &[u8]| match &mut *shared
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+            {
+                Some(builder) => builder.write(offset, bytes).map_err(io::Error::other),
+                None => Err(io::Error::other("the copy was given up")),
+            };
+            let saved = vm.save_running(write).map_err(failed)?;
             Ok(Taken {
-                state: state.map_err(failed)?,
+                state: saved.state,
                 memory,
-                copy: None,
-                paused: start.elapsed(),
+                copy: saved.copy.map(Copying::Here),
+                paused: saved.paused,
             })
         }
-        Err(LiveSaveError::Ended(error)) => Err(ended(error)),
-        Err(error) => Err(failed(error)),
+        GuestVm::Remote(vm) => {
+            let saved = vm
+                .save(&builder)
+                .map_err(|error| worker_error(FAILED, error))?;
+            Ok(Taken {
+                state: saved.state,
+                memory: Arc::new(Mutex::new(Some(builder))),
+                copy: saved.copy.map(Copying::InWorker),
+                paused: saved.paused,
+            })
+        }
     }
 }
 
-fn ended(error: Ended) -> Error {
-    Error::because(
-        ErrorKind::GuestDied,
-        "the guest's state cannot be taken",
-        error,
-    )
-}
-
-fn failed(error: impl std::error::Error + Send + Sync + 'static) -> Error {
-    Error::because(ErrorKind::Internal, "cannot take the guest's state", error)
+fn failed(error: LiveSaveError) -> Error {
+    let kind = match &error {
+        LiveSaveError::Ended(_) => ErrorKind::GuestDied,
+        LiveSaveError::Copy(_) => ErrorKind::Exhausted,
+        _ => ErrorKind::Internal,
+    };
+    Error::because(kind, FAILED, error)
 }
 
 pub(crate) fn restore_error(error: RestoreError) -> Error {

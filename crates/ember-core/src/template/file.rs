@@ -18,9 +18,11 @@ use super::capture::restore_error;
 use super::guest::{Guest, GuestError};
 use super::memory::{Memory, Saved};
 use super::origin::{Origin, Source, digest};
+use super::parcel::Parcel;
 use super::{Inner, LoadOptions};
 use crate::assets::ReadyImage;
 use crate::error::{Error, ErrorKind};
+use crate::placement::Place;
 use crate::sandbox::Fixture;
 
 /// Why a file is no template that could be used.
@@ -101,6 +103,7 @@ impl Loaded {
             fixture,
             hello,
             working_set: contents.working_set,
+            parcel: Parcel::default(),
         })
     }
 
@@ -143,6 +146,7 @@ impl Loaded {
             },
             disk: Arc::new(disk),
             kick_signal: options.kick_signal,
+            place: Place::of(options.placement)?,
             settings: self.guest.settings(),
             origin: Arc::new(self.origin.clone()),
             runners: self.guest.runners.clone(),

@@ -6,14 +6,16 @@
 //! reporting gives back whole blocks of 2 MiB only, and two seconds late (`PAGE_REPORTING_DELAY`
 //! in Linux `mm/page_reporting.c`).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use ember_guest::host::Command;
-use ember_vmm::devices::virtio::balloon::BalloonHandle;
 use tokio::time::{Instant, sleep};
 
+use super::builder::blocking;
 use crate::error::Error;
 use crate::sandbox::Sandbox;
+use crate::sandbox::vm::GuestVm;
 
 /// What the guest keeps, in bytes: its kernel must not begin to look for memory.
 const RESERVE: u64 = 12 << 20;
@@ -28,11 +30,12 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// costs.
 ///
 /// # Errors
-/// If the guest does not say how much is free.
+/// If the guest does not say how much is free, or has ended.
 pub(super) async fn free_memory(sandbox: &Sandbox) -> Result<(), Error> {
-    let Some(balloon) = sandbox.parts()?.vm.balloon() else {
+    let vm = sandbox.parts()?.vm;
+    if !vm.has_balloon() {
         return Ok(());
-    };
+    }
     let out = sandbox
         .exec(Command::new("cat").arg("/proc/meminfo"))
         .await?;
@@ -40,25 +43,33 @@ pub(super) async fn free_memory(sandbox: &Sandbox) -> Result<(), Error> {
         return Ok(());
     };
     if let Some(target) = free.checked_sub(RESERVE) {
-        settle(&balloon, target).await;
-        settle(&balloon, 0).await;
+        settle(&vm, target).await?;
+        settle(&vm, 0).await?;
     }
     Ok(())
 }
 
 /// Asks for `target` bytes in the balloon and waits until the guest has done what it will.
-async fn settle(balloon: &BalloonHandle, target: u64) {
-    balloon.set_target(target);
+async fn settle(vm: &Arc<GuestVm>, target: u64) -> Result<(), Error> {
+    vm.set_balloon(target);
     // In whole pages, as the guest counts.
     let target = target / 4096 * 4096;
     let end = Instant::now() + PATIENCE;
-    let mut seen = (balloon.actual(), Instant::now());
+    let mut seen = (actual(vm).await?, Instant::now());
     while seen.0 != target && Instant::now() < end && seen.1.elapsed() < STILL {
         sleep(LOOK).await;
-        if balloon.actual() != seen.0 {
-            seen = (balloon.actual(), Instant::now());
+        let now = actual(vm).await?;
+        if now != seen.0 {
+            seen = (now, Instant::now());
         }
     }
+    Ok(())
+}
+
+/// How many bytes are in the balloon.
+async fn actual(vm: &Arc<GuestVm>) -> Result<u64, Error> {
+    let vm = Arc::clone(vm);
+    blocking("asking for a guest's memory", move || vm.balloon()).await
 }
 
 /// The bytes of `MemFree` in the text of `/proc/meminfo` (proc(5)).

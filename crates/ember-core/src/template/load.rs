@@ -8,12 +8,14 @@ use super::builder::blocking;
 use super::file::{self, Form, read_error};
 use super::{Inner, Template};
 use crate::error::{Error, ErrorKind};
+use crate::placement::Placement;
 
 /// How a template is loaded from a file.
 #[derive(Debug, Clone, Default)]
 pub struct LoadOptions {
     pub(super) image: Option<PathBuf>,
     pub(super) kick_signal: Option<i32>,
+    pub(super) placement: Option<Placement>,
     shells: usize,
 }
 
@@ -35,6 +37,13 @@ impl LoadOptions {
     #[must_use]
     pub fn kick_signal(mut self, number: i32) -> Self {
         self.kick_signal = Some(number);
+        self
+    }
+
+    /// Where its clones run: see [`Placement`].
+    #[must_use]
+    pub fn placement(mut self, placement: Placement) -> Self {
+        self.placement = Some(placement);
         self
     }
 

@@ -11,6 +11,7 @@ mod load;
 mod memory;
 mod options;
 mod origin;
+mod parcel;
 mod shell;
 mod stock;
 mod stored;
@@ -23,6 +24,7 @@ use std::time::Duration;
 use ember_guest::protocol::Hello;
 use ember_snapshot::WorkingSet;
 use ember_vmm::Checkpoint;
+use ember_worker::host::Pages;
 
 pub use builder::TemplateBuilder;
 use builder::blocking;
@@ -31,12 +33,14 @@ pub use load::LoadOptions;
 pub(crate) use memory::Memory;
 pub use options::ForkOptions;
 pub(crate) use origin::{Origin, Source};
+use parcel::Parcel;
 pub use shell::Shell;
 use stock::Stock;
 pub use stored::{StoredTemplate, Templates};
 
 use crate::assets::Image;
 use crate::error::{Error, ErrorKind};
+use crate::placement::Place;
 use crate::sandbox::{Fixture, Sandbox};
 
 impl Sandbox {
@@ -93,6 +97,8 @@ pub(crate) struct Inner {
     pub(crate) hello: Hello,
     /// What a clone touches before it answers, as far as that is known.
     pub(crate) working_set: Option<WorkingSet>,
+    /// What of it is handed to workers.
+    pub(crate) parcel: Parcel,
     /// For how long the guest stood still that it was taken from, if it went on.
     pub(crate) paused: Option<Duration>,
 }
@@ -127,7 +133,21 @@ impl Template {
     /// # Errors
     /// As for [`fork`](Self::fork), and [`ErrorKind::InvalidRequest`] for options that cannot be.
     pub async fn fork_with(&self, options: ForkOptions) -> Result<Sandbox, Error> {
-        self.shell().await?.start(options).await
+        let elsewhere = options
+            .placement
+            .filter(|placement| !self.inner.fixture.place.is(*placement));
+        let shell = match elsewhere {
+            None => self.shell().await?,
+            Some(placement) => {
+                let inner = Arc::clone(&self.inner);
+                let make = move || {
+                    let place = Place::of(Some(placement))?;
+                    Shell::placed(inner, place, Pages::Mapped)
+                };
+                blocking("making a clone", make).await?
+            }
+        };
+        shell.start(options).await
     }
 
     /// Makes `count` sandboxes, several at a time. All or none: when one cannot be made, those that

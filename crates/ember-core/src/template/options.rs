@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use ember_guest::host::Identity;
 
 use crate::error::{Error, ErrorKind};
+use crate::placement::Placement;
 use crate::size::ByteSize;
 
 /// What is particular to one clone. What is not said here is drawn at random (its machine id, boot
@@ -18,6 +19,7 @@ pub struct ForkOptions {
     realtime: Option<SystemTime>,
     pub(super) timeout: Option<Duration>,
     pub(super) output_limit: Option<ByteSize>,
+    pub(super) placement: Option<Placement>,
 }
 
 /// A value that is shown to nobody.
@@ -76,6 +78,14 @@ impl ForkOptions {
     #[must_use]
     pub fn output_limit(mut self, limit: ByteSize) -> Self {
         self.output_limit = Some(limit);
+        self
+    }
+
+    /// Where it runs, if not where its template's clones do: see [`Placement`]. Clones that are kept
+    /// ready run there.
+    #[must_use]
+    pub fn placement(mut self, placement: Placement) -> Self {
+        self.placement = Some(placement);
         self
     }
 

@@ -6,16 +6,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ember_guest::host::Agent;
+use ember_snapshot::pager::PagerOptions;
+use ember_snapshot::state::DeviceState;
 use ember_vmm::devices::virtio::block::BlockConfig;
 use ember_vmm::devices::virtio::vsock::VsockConfig;
 use ember_vmm::{Backing, RestoreConfig, Vm};
+use ember_worker::host::{self, Pages, RemoteVm, Workers};
 
 use super::Inner;
 use super::options::ForkOptions;
 use crate::error::{Error, ErrorKind};
+use crate::placement::Place;
 use crate::sandbox::Sandbox;
-use crate::sandbox::builder::{AGENT_PORT, build_error, random};
+use crate::sandbox::builder::{AGENT_PORT, build_error, building, channel, random, read_only_disk};
 use crate::sandbox::machine::{Line, Machine};
+use crate::sandbox::vm::GuestVm;
 
 /// Far longer than a guest takes to answer that has nothing to do but that.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -23,7 +28,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// A clone of a template that has not run yet, with everything in place that does not depend on
 /// who it is to be. Nothing in it is anybody's.
 pub struct Shell {
-    vm: Vm,
+    vm: GuestVm,
+    place: Place,
     /// The host's end of the connection that the template's agent had.
     stream: UnixStream,
     template: Arc<Inner>,
@@ -34,46 +40,23 @@ pub struct Shell {
 impl Shell {
     /// Makes one. Takes about a millisecond, most of it in the kernel.
     pub(super) fn new(template: Arc<Inner>) -> Result<Self, Error> {
-        Self::backed(template, Backing::Mapped)
+        let place = template.fixture.place.clone();
+        Self::placed(template, place, Pages::Mapped)
     }
 
-    /// Makes one whose memory comes from somewhere else than usual.
-    pub(super) fn backed(template: Arc<Inner>, backing: Backing) -> Result<Self, Error> {
-        let fixture = &template.fixture;
-        let host = |message: &'static str| {
-            move |error| Error::because(ErrorKind::HostUnsupported, message, error)
+    /// Makes one that runs somewhere else than usual, or gets its memory in another way.
+    pub(super) fn placed(template: Arc<Inner>, place: Place, pages: Pages) -> Result<Self, Error> {
+        let (vm, stream) = match &place {
+            Place::InProcess => here(&template, pages)?,
+            Place::Worker(workers) => in_worker(workers, &template, pages)?,
         };
-        let disk = fixture
-            .disk
-            .try_clone()
-            .map_err(host("cannot use the image's file once more"))?;
-        let mut config = RestoreConfig {
-            disks: vec![BlockConfig::read_only(disk)],
-            vsock: VsockConfig {
-                carried_ports: vec![AGENT_PORT],
-                ..VsockConfig::default()
-            },
-            backing,
-            ..RestoreConfig::default()
-        };
-        if let Some(signal) = fixture.kick_signal {
-            config.kick_signal = signal;
-        }
-        let vm = Vm::restore(&template.checkpoint, config).map_err(build_error)?;
-        let stream = vm
-            .vsock()
-            .and_then(|vsock| vsock.take_carried(AGENT_PORT))
-            .ok_or_else(|| {
-                Error::new(
-                    ErrorKind::Internal,
-                    "the template's agent had no connection",
-                )
-            })?;
-        stream
-            .set_nonblocking(true)
-            .map_err(host("cannot use the guest's channel"))?;
+        stream.set_nonblocking(true).map_err(|error| {
+            let message = "cannot use the guest's channel";
+            Error::because(ErrorKind::HostUnsupported, message, error)
+        })?;
         Ok(Self {
             vm,
+            place,
             stream,
             template,
             is_warm: false,
@@ -84,8 +67,9 @@ impl Shell {
     #[must_use]
     pub(super) fn warm(mut self) -> Self {
         if !self.is_warm {
-            if let Some(working_set) = &self.template.working_set {
-                self.vm.prefetch(working_set);
+            if let Some(touched) = &self.template.working_set {
+                let parcel = &self.template.parcel;
+                self.vm.prefetch(touched, || parcel.working_set(touched));
             }
             self.is_warm = true;
         }
@@ -97,10 +81,19 @@ impl Shell {
     ///
     /// # Errors
     /// [`ErrorKind::ForkFailed`] when it does not answer, or could not be made unique;
-    /// [`ErrorKind::InvalidRequest`] for options that cannot be. Either way there is no clone.
+    /// [`ErrorKind::InvalidRequest`] for options that cannot be, such as another placement than it
+    /// has. Either way there is no clone.
     pub async fn start(self, options: ForkOptions) -> Result<Sandbox, Error> {
+        if let Some(placement) = options.placement.filter(|it| !self.place.is(*it)) {
+            let message = format!(
+                "a shell that was made elsewhere cannot start as `{placement}`; \
+                 `Template::fork_with` makes another one"
+            );
+            return Err(Error::new(ErrorKind::InvalidRequest, message));
+        }
         let Self {
             vm,
+            place,
             stream,
             template,
             is_warm: _,
@@ -109,11 +102,7 @@ impl Shell {
         let internal = |message: &'static str| {
             move |error| Error::because(ErrorKind::Internal, message, error)
         };
-        if let Some(generation_id) = vm.generation_id() {
-            generation_id
-                .set(random()?)
-                .map_err(internal("cannot set the generation id"))?;
-        }
+        let generation_id = random()?;
         let line = Line::default();
         let hang_up = stream
             .try_clone()
@@ -123,8 +112,9 @@ impl Shell {
         let stream = tokio::net::UnixStream::from_std(stream)
             .map_err(internal("cannot use the guest's channel"))?;
         let agent = Agent::attach(stream, template.hello.clone());
-        machine.start()?;
+        machine.start(Some(generation_id))?;
         let mut fixture = template.fixture.clone();
+        fixture.place = place;
         if let Some(timeout) = options.timeout {
             fixture.settings.timeout = Some(timeout);
         }
@@ -147,6 +137,81 @@ impl Shell {
             )),
         }
     }
+}
+
+/// A clone in this process, and the host's end of its channel.
+fn here(template: &Inner, pages: Pages) -> Result<(GuestVm, UnixStream), Error> {
+    let fixture = &template.fixture;
+    let host = |message: &'static str| {
+        move |error| Error::because(ErrorKind::HostUnsupported, message, error)
+    };
+    let disk = fixture
+        .disk
+        .try_clone()
+        .map_err(host("cannot use the image's file once more"))?;
+    let backing = match pages {
+        Pages::Mapped => Backing::Mapped,
+        Pages::OnDemand { window } => Backing::Paged {
+            source: Arc::clone(template.checkpoint.memory()) as _,
+            options: PagerOptions {
+                window_pages: window,
+                ..PagerOptions::default()
+            },
+        },
+    };
+    let mut config = RestoreConfig {
+        disks: vec![BlockConfig::read_only(disk)],
+        vsock: VsockConfig {
+            carried_ports: vec![AGENT_PORT],
+            ..VsockConfig::default()
+        },
+        backing,
+        ..RestoreConfig::default()
+    };
+    if let Some(signal) = fixture.kick_signal {
+        config.kick_signal = signal;
+    }
+    let vm = Vm::restore(&template.checkpoint, config).map_err(build_error)?;
+    let stream = vm
+        .vsock()
+        .and_then(|vsock| vsock.take_carried(AGENT_PORT))
+        .ok_or_else(|| {
+            Error::new(
+                ErrorKind::Internal,
+                "the template's agent had no connection",
+            )
+        })?;
+    Ok((GuestVm::Local(Box::new(vm)), stream))
+}
+
+/// A clone in a worker, and the host's end of its channel.
+fn in_worker(
+    workers: &Workers,
+    template: &Inner,
+    pages: Pages,
+) -> Result<(GuestVm, UnixStream), Error> {
+    let state = template.checkpoint.state();
+    let file = template.parcel.state(state).map_err(|error| {
+        let message = "cannot hand a template's state to a worker";
+        Error::because(ErrorKind::Exhausted, message, error)
+    })?;
+    let (ours, channel) = channel()?;
+    let config = host::RestoreConfig {
+        state: &file,
+        memory: template.checkpoint.memory(),
+        memory_bytes: state.memory_bytes,
+        has_balloon: state
+            .virtio
+            .iter()
+            .any(|device| matches!(device.device, DeviceState::Balloon(_))),
+        disks: vec![read_only_disk(&template.fixture.disk)],
+        pages,
+        channel,
+        port: AGENT_PORT,
+    };
+    let vm = RemoteVm::restore(workers, config)
+        .map_err(|error| building("cannot build the VM", error))?;
+    Ok((GuestVm::Remote(vm), ours))
 }
 
 /// A request that was wrong stays the caller's; all else means that there is no clone.

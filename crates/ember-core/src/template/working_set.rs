@@ -3,9 +3,8 @@
 
 use std::sync::Arc;
 
-use ember_snapshot::pager::PagerOptions;
 use ember_snapshot::{PageSet, WorkingSet};
-use ember_vmm::Backing;
+use ember_worker::host::Pages;
 
 use super::Inner;
 use super::builder::blocking;
@@ -23,24 +22,9 @@ const RECORDING: &str = "recording a working set";
 /// If no clone of it answers: then it is no template.
 pub(super) async fn recorded(template: Inner) -> Result<Inner, Error> {
     let template = Arc::new(template);
-    let written = touched(&template, Backing::Mapped).await?;
+    let written = touched(&template, Pages::Mapped).await?;
     // Page by page, so that nothing is taken for touched that only was near.
-    let options = PagerOptions {
-        window_pages: 1,
-        ..PagerOptions::default()
-    };
-    let source = Arc::new(
-        template
-            .memory
-            .image()
-            .file()
-            .try_clone()
-            .map_err(|error| {
-                let message = "cannot use a template's memory";
-                Error::because(ErrorKind::Exhausted, message, error)
-            })?,
-    );
-    let paged = touched(&template, Backing::Paged { source, options }).await;
+    let paged = touched(&template, Pages::OnDemand { window: 1 }).await;
     let read = match paged {
         Ok(all) => all.difference(&written),
         // A host without userfaultfd: what is written is the larger part of it.
@@ -56,9 +40,13 @@ pub(super) async fn recorded(template: Inner) -> Result<Inner, Error> {
 
 /// What a clone with this memory has touched when it answers: written, or, where each page is
 /// brought in when it is touched, all.
-async fn touched(template: &Arc<Inner>, backing: Backing) -> Result<PageSet, Error> {
+async fn touched(template: &Arc<Inner>, pages: Pages) -> Result<PageSet, Error> {
     let shared = Arc::clone(template);
-    let shell = blocking(RECORDING, move || Shell::backed(shared, backing)).await?;
+    let make = move || {
+        let place = shared.fixture.place.clone();
+        Shell::placed(shared, place, pages)
+    };
+    let shell = blocking(RECORDING, make).await?;
     let sandbox = shell.start(ForkOptions::default()).await?;
     sandbox.ping().await?;
     // What a clone is for where an interpreter is kept warm in it.
@@ -66,17 +54,7 @@ async fn touched(template: &Arc<Inner>, backing: Backing) -> Result<PageSet, Err
         sandbox.run(Code::new(language, "")).await?;
     }
     let vm = sandbox.parts()?.vm;
-    let pages = blocking(RECORDING, move || {
-        let pages = match vm.paged_in() {
-            Some(pages) => Ok(pages),
-            None => vm.changed_pages(),
-        };
-        pages.map_err(|error| {
-            let message = "cannot see what a clone has touched";
-            Error::because(ErrorKind::Internal, message, error)
-        })
-    })
-    .await;
+    let pages = blocking(RECORDING, move || vm.touched_pages()).await;
     sandbox.close().await;
     pages
 }

@@ -1,0 +1,202 @@
+//! A VM, wherever it runs.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use ember_snapshot::{PageSet, WorkingSet};
+use ember_vmm::{Ended, ExitReason, Vm};
+use ember_worker::host::{RemoteVm, WorkerError};
+use ember_worker::protocol::RefusalKind;
+
+use crate::error::{Error, ErrorKind};
+
+/// A VM in this process, or in one of its own. What it is asked for waits for its threads or for its
+/// process, unless it says otherwise.
+#[derive(Debug)]
+pub(crate) enum GuestVm {
+    Local(Box<Vm>),
+    Remote(RemoteVm),
+}
+
+/// The console's last output, which can be had also when the VM is gone.
+#[derive(Clone)]
+pub(crate) struct ConsoleTail(Arc<dyn Fn() -> Vec<u8> + Send + Sync>);
+
+impl GuestVm {
+    /// Lets it run for the first time, as another guest than before if there is a new generation id.
+    /// Does not wait.
+    pub(crate) fn start(&self, generation_id: Option<[u8; 16]>) -> Result<(), Error> {
+        let failed = "cannot start the VM";
+        match self {
+            Self::Local(vm) => {
+                if let (Some(id), Some(device)) = (generation_id, vm.generation_id()) {
+                    device.set(id).map_err(|error| {
+                        let message = "cannot set the generation id";
+                        Error::because(ErrorKind::Internal, message, error)
+                    })?;
+                }
+                vm.start()
+                    .map_err(|error| Error::because(ErrorKind::Internal, failed, error))
+            }
+            Self::Remote(vm) => {
+                vm.start(generation_id);
+                Ok(())
+            }
+        }
+    }
+
+    pub(crate) fn pause(&self) -> Result<(), Error> {
+        let failed = "the guest cannot be paused";
+        match self {
+            Self::Local(vm) => vm.pause().map_err(ended(failed)),
+            Self::Remote(vm) => vm.pause().map_err(|error| worker_error(failed, error)),
+        }
+    }
+
+    pub(crate) fn resume(&self) -> Result<(), Error> {
+        let failed = "the guest cannot go on";
+        match self {
+            Self::Local(vm) => vm.resume().map_err(ended(failed)),
+            Self::Remote(vm) => vm.resume().map_err(|error| worker_error(failed, error)),
+        }
+    }
+
+    /// Ends the guest, and frees nothing yet. Does not wait.
+    pub(crate) fn stop(&self) {
+        match self {
+            Self::Local(vm) => vm.stop(),
+            Self::Remote(vm) => vm.stop(),
+        }
+    }
+
+    /// Ends the guest and waits until what it held is free, unless somebody else has the VM as well.
+    pub(crate) fn end(vm: Arc<Self>) {
+        if let Self::Remote(vm) = &*vm {
+            vm.end();
+        }
+        drop(vm);
+    }
+
+    /// Has `callback` called when it ends, at once if it has.
+    pub(crate) fn on_exit(&self, callback: Box<dyn FnOnce(&ExitReason) + Send>) {
+        match self {
+            Self::Local(vm) => vm.on_exit(callback),
+            Self::Remote(vm) => vm.on_exit(callback),
+        }
+    }
+
+    pub(crate) fn console_tail(&self) -> ConsoleTail {
+        match self {
+            Self::Local(vm) => {
+                let console = vm.console();
+                ConsoleTail(Arc::new(move || console.tail()))
+            }
+            Self::Remote(vm) => ConsoleTail(Arc::new(vm.console())),
+        }
+    }
+
+    /// The size of its memory in bytes.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        match self {
+            Self::Local(vm) => vm.memory_bytes(),
+            Self::Remote(vm) => vm.memory_bytes(),
+        }
+    }
+
+    /// Whether it can be asked for memory.
+    pub(crate) fn has_balloon(&self) -> bool {
+        match self {
+            Self::Local(vm) => vm.balloon().is_some(),
+            Self::Remote(vm) => vm.has_balloon(),
+        }
+    }
+
+    /// Asks the guest for so many bytes of its memory. Does not wait.
+    pub(crate) fn set_balloon(&self, bytes: u64) {
+        match self {
+            Self::Local(vm) => {
+                if let Some(balloon) = vm.balloon() {
+                    balloon.set_target(bytes);
+                }
+            }
+            Self::Remote(vm) => vm.set_balloon(bytes),
+        }
+    }
+
+    /// How many bytes the guest has given.
+    pub(crate) fn balloon(&self) -> Result<u64, Error> {
+        match self {
+            Self::Local(vm) => Ok(vm.balloon().map_or(0, |balloon| balloon.actual())),
+            Self::Remote(vm) => vm
+                .balloon()
+                .map_err(|error| worker_error("cannot ask for a guest's memory", error)),
+        }
+    }
+
+    /// Brings in what will be touched; `file` has the same encoded, for who cannot see `touched`.
+    pub(crate) fn prefetch(
+        &self,
+        touched: &WorkingSet,
+        file: impl FnOnce() -> io::Result<Arc<std::fs::File>>,
+    ) {
+        match self {
+            Self::Local(vm) => vm.prefetch(touched),
+            Self::Remote(vm) => match file() {
+                Ok(file) => vm.prefetch(&file),
+                // It changes nothing but how long things take.
+                Err(error) => tracing::debug!(%error, "a working set cannot be handed over"),
+            },
+        }
+    }
+
+    /// What it has touched since it was made: all, if each page is brought in when it is touched,
+    /// else what it has changed.
+    pub(crate) fn touched_pages(&self) -> Result<PageSet, Error> {
+        let message = "cannot see what a clone has touched";
+        let internal = |error: io::Error| Error::because(ErrorKind::Internal, message, error);
+        let lost = |error| worker_error(message, error);
+        match self {
+            Self::Local(vm) => match vm.paged_in() {
+                Some(pages) => Ok(pages),
+                None => vm.changed_pages().map_err(internal),
+            },
+            Self::Remote(vm) => match vm.paged_in().map_err(lost)? {
+                Some(pages) => Ok(pages),
+                None => vm.changed_pages().map_err(lost),
+            },
+        }
+    }
+}
+
+impl ConsoleTail {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for ConsoleTail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConsoleTail").finish_non_exhaustive()
+    }
+}
+
+fn ended(failed: &'static str) -> impl FnOnce(Ended) -> Error {
+    move |error| Error::because(ErrorKind::GuestDied, failed, error)
+}
+
+/// What the failure of a worker means to the caller.
+pub(crate) fn worker_error(failed: &str, error: WorkerError) -> Error {
+    let kind = match error.kind() {
+        RefusalKind::Invalid => ErrorKind::InvalidRequest,
+        RefusalKind::Host => ErrorKind::HostUnsupported,
+        RefusalKind::NoRoom => ErrorKind::Exhausted,
+        RefusalKind::Ended => ErrorKind::GuestDied,
+        RefusalKind::Internal => ErrorKind::Internal,
+    };
+    let advice = match kind {
+        ErrorKind::HostUnsupported => "; `ember doctor` examines this host",
+        _ => "",
+    };
+    Error::because(kind, format!("{failed}{advice}"), error)
+}
