@@ -29,6 +29,8 @@ pub(crate) struct Suite {
     pub(crate) directory: PathBuf,
     /// For libtest.
     pub(crate) arguments: Vec<String>,
+    /// Variables of its environment, besides those of everybody.
+    pub(crate) environment: Vec<(String, String)>,
     /// How long it may say nothing, which is at most as long as its longest test takes.
     pub(crate) limit: Duration,
 }
@@ -45,12 +47,21 @@ impl Suite {
             executable: built.executable.clone(),
             directory: built.directory.clone(),
             arguments: arguments.to_vec(),
+            environment: Vec::new(),
             limit,
         }
     }
 
+    /// The same tests with this variable in their environment, which says so in its name.
+    pub(crate) fn with(mut self, name: &str, value: &str) -> Self {
+        self.name = format!("{} ({name}={value})", self.name);
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     fn to_json(&self) -> Value {
         json!({
+            "environment": self.environment,
             "name": self.name,
             "executable": self.executable.to_string_lossy(),
             "directory": self.directory.to_string_lossy(),
@@ -61,12 +72,19 @@ impl Suite {
 
     fn from_json(value: &Value) -> Option<Self> {
         let arguments = value["arguments"].as_array()?.iter();
+        let environment = value["environment"].as_array()?.iter();
         Some(Self {
             name: value["name"].as_str()?.to_owned(),
             executable: value["executable"].as_str()?.into(),
             directory: value["directory"].as_str()?.into(),
             arguments: arguments
                 .filter_map(|word| word.as_str().map(str::to_owned))
+                .collect(),
+            environment: environment
+                .filter_map(|pair| {
+                    let text = |index: usize| pair[index].as_str().map(str::to_owned);
+                    text(0).zip(text(1))
+                })
                 .collect(),
             limit: Duration::from_secs(value["limit"].as_u64()?),
         })
@@ -156,6 +174,7 @@ fn start(suite: &Suite) -> Result<Child> {
     let package = suite.name.split("::").next().unwrap_or_default();
     Command::new(&suite.executable)
         .args(&suite.arguments)
+        .envs(suite.environment.iter().cloned())
         .current_dir(&suite.directory)
         .env("CARGO_MANIFEST_DIR", &suite.directory)
         .env("CARGO_PKG_NAME", package)

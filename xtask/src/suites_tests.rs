@@ -40,6 +40,7 @@ fn suite(script: &str) -> Suite {
         executable: "/bin/sh".into(),
         directory: "/".into(),
         arguments: vec!["-c".to_owned(), script.to_owned()],
+        environment: Vec::new(),
         limit: TEST_LIMIT,
     }
 }

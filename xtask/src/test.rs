@@ -21,6 +21,9 @@ pub(crate) const PACKS: &[&str] = &["python", "javascript", "bash"];
 /// Those that the tests need which take longer: over half a gigabyte of packages.
 pub(crate) const STRESS_PACKS: &[&str] = &["typescript", "csharp", "cpp", "rust", "go", "ruby"];
 
+/// Packages whose tests have sandboxes, which run where the environment says.
+const PLACED: [&str; 3] = ["ember-core", "ember-cli", "ember-embed"];
+
 /// What of the tests is run.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct Selection {
@@ -119,6 +122,12 @@ pub(crate) fn stress(selection: &Selection) -> Result<u8> {
             let mut arguments = vec![mode.to_owned()];
             arguments.extend(selection.filter.iter().cloned());
             suites.push(Suite::new(built, &arguments, suites::STRESS_LIMIT));
+        }
+        // All tests of sandboxes once more, with each sandbox in a process of its own.
+        if needs_kvm(built) && !is_stress(built) && PLACED.contains(&built.package.as_str()) {
+            let arguments: Vec<String> = selection.filter.iter().cloned().collect();
+            let suite = Suite::new(built, &arguments, suites::TEST_LIMIT);
+            suites.push(suite.with("EMBER_PLACEMENT", "worker"));
         }
     }
     if suites.is_empty() {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use ember_core::{ByteSize, Image, Kernel};
+use ember_core::{ByteSize, Image, Kernel, Placement};
 
 const AFTER_HELP: &str = "\
 Exit status: that of the program; 128 + N if signal N ended it, 123 if it could not be compiled, 124
@@ -48,6 +48,10 @@ pub(crate) struct Common {
     /// How much memory the guest has, in MiB [default: what the pack's languages need, else 256].
     #[arg(long, global = true, value_name = "MIB", value_parser = mebibytes)]
     pub(crate) memory: Option<ByteSize>,
+    /// Where the guest runs: `in-process`, or `worker`, a process of its own [default: what
+    /// EMBER_PLACEMENT says, else in-process].
+    #[arg(long, global = true, value_name = "PLACEMENT")]
+    pub(crate) placement: Option<Placement>,
     /// Boot a guest, rather than clone the template that is kept of such guests.
     #[arg(long, global = true)]
     pub(crate) boot: bool,
@@ -321,6 +325,16 @@ mod tests {
             };
             assert_eq!(exec.words, ["ls", "-l"]);
         }
+    }
+
+    #[test]
+    fn a_placement_is_one_of_those_there_are() {
+        let words = ["ember", "fork", "--placement", "worker"];
+        let arguments = Arguments::parse_from(words);
+        assert_eq!(arguments.common.placement, Some(Placement::Worker));
+        let words = ["ember", "fork", "--placement", "elsewhere"];
+        let error = Arguments::try_parse_from(words).unwrap_err().to_string();
+        assert!(error.contains("`in-process` or `worker`"), "{error}");
     }
 
     #[test]

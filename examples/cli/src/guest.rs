@@ -57,6 +57,9 @@ pub(crate) fn guest(common: &Common) -> Result<SandboxBuilder> {
     if let Some(kernel) = &common.kernel {
         builder = builder.kernel(kernel.clone());
     }
+    if let Some(placement) = common.placement {
+        builder = builder.placement(placement);
+    }
     if let Some(timeout) = common.timeout {
         builder = builder.timeout(timeout);
     }
@@ -84,6 +87,9 @@ pub(crate) fn template(common: &Common) -> Result<TemplateBuilder> {
     }
     if let Some(kernel) = &common.kernel {
         builder = builder.kernel(kernel.clone());
+    }
+    if let Some(placement) = common.placement {
+        builder = builder.placement(placement);
     }
     if let Some(timeout) = common.timeout {
         builder = builder.timeout(timeout);
