@@ -157,7 +157,7 @@ impl Sandbox {
     }
 
     /// Runs a command and collects what it writes. Standard input that is
-    /// [piped](Stdin::Piped) is at its end: [`spawn`](Self::spawn) can feed it.
+    /// [piped](crate::Stdin::Piped) is at its end: [`spawn`](Self::spawn) can feed it.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] and [`ErrorKind::NotExecutable`] for the program,

@@ -2,10 +2,10 @@
 //!
 //! | module | what |
 //! | --- | --- |
-//! | [`process`] | a worker's process: how it is started, and how its end is learned |
-//! | [`link`] | one worker as its owner knows it: calls under way, its end, its console |
-//! | [`supervisor`] | the thread that starts workers, hears them and buries them |
-//! | [`vm`] | what users see: a VM in a worker |
+//! | `process` | a worker's process: how it is started, and how its end is learned |
+//! | `link` | one worker as its owner knows it: calls under way, its end, its console |
+//! | `supervisor` | the thread that starts workers, hears them and buries them |
+//! | `vm` | what users see: a VM in a worker |
 
 mod error;
 mod link;
