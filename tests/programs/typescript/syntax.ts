@@ -1,4 +1,4 @@
 //: verdict: compilation-error
 //: nothing on stdout
-//: on stderr: syntax.ts:5:13: ERROR
+//: on stderr: syntax.ts:4:7
 let n: = 1;

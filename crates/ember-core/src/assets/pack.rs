@@ -55,7 +55,11 @@ pub(crate) fn build(
 ) -> Result<(), AssetError> {
     let wanted: Vec<&Package> = packages
         .iter()
-        .filter(|package| !recipe.without.contains(&package.name))
+        .filter(|package| {
+            let name = &package.name;
+            // What one recipe leaves out, another may need and say so.
+            !recipe.without.contains(name) || recipe.packages.contains(name)
+        })
         .collect();
     progress.step(&format!("unpack {} packages", wanted.len()), || {
         lay_out(scratch)?;
