@@ -9,6 +9,16 @@ fn clones_one_after_another_leave_nothing_behind() {
 }
 
 #[test]
+fn snapshots_of_a_busy_guest_lose_nothing() {
+    common::load::snapshots_of_a_busy_guest_lose_nothing(4, 20);
+}
+
+#[test]
+fn sixteen_threads_clone_at_once() {
+    ember_leak::isolated!(|| common::clones::threads_clone_at_once(16, 2));
+}
+
+#[test]
 fn fifty_clones_at_once_leave_nothing_behind() {
     ember_leak::isolated!(|| common::clones::many_at_once_leave_nothing_behind(50));
 }

@@ -82,3 +82,29 @@ pub(crate) fn many_at_once_leave_nothing_behind(count: usize) {
     many(count);
     gate.check().unwrap();
 }
+
+/// Has `threads` threads clone one template at once, each `rounds` times; nothing of that may be left.
+pub(crate) fn threads_clone_at_once(threads: usize, rounds: usize) {
+    let clone = |threads, rounds| {
+        let runtime = runtime();
+        let template = runtime.block_on(template());
+        std::thread::scope(|scope| {
+            for thread in 0..threads {
+                let (runtime, template) = (runtime.handle().clone(), template.clone());
+                scope.spawn(move || {
+                    runtime.block_on(async {
+                        for round in 0..rounds {
+                            let clone = template.fork().await.unwrap();
+                            answers(&clone, thread * rounds + round).await;
+                            clone.close().await;
+                        }
+                    });
+                });
+            }
+        });
+    };
+    clone(2, 1);
+    let gate = LeakGate::arm().unwrap();
+    clone(threads, rounds);
+    gate.check().unwrap();
+}

@@ -4,6 +4,7 @@
 pub(crate) mod clones;
 pub(crate) mod cycles;
 pub(crate) mod programs;
+pub(crate) mod load;
 
 use std::sync::{LazyLock, OnceLock};
 

@@ -1,0 +1,75 @@
+//! Guests whose every part is at work while they are saved: nothing is lost, nothing is corrupted.
+
+use ember_core::{ByteSize, Code, Command, Image, Kernel, ProcessOutput, Sandbox, Template};
+use tokio::io::{AsyncBufReadExt, BufReader};
+
+use super::runtime;
+
+/// Fails unless every part of `load.py` gets on and none has found anything wrong.
+const ALL_GET_ON: &str = "cd /dev/shm/load || exit 1
+for part in disk processors memory timers; do
+  until [ -e $part ]; do sleep 0.1; done
+  before=$(cat $part); tries=0
+  while [ \"$(cat $part)\" = \"$before\" ]; do
+    tries=$((tries + 1))
+    [ $tries -gt 300 ] && echo \"$part stands still at $before\" && exit 1
+    sleep 0.05
+  done
+done
+cat failed-* 2>/dev/null && exit 1
+exit 0";
+
+async fn gets_on(sandbox: &Sandbox, who: &str) {
+    let check = Command::from_argv(["sh", "-c", ALL_GET_ON]);
+    let output = sandbox.exec(check).await.unwrap();
+    assert!(output.success(), "{who}: {output:?}");
+}
+
+/// Reads the numbered lines until the guest's end; each must be the one after the last, whole. Gives
+/// how many there were.
+async fn read_lines(output: ProcessOutput) -> u64 {
+    let mut lines = BufReader::new(output).lines();
+    let mut number = 0;
+    while let Ok(Some(line)) = lines.next_line().await {
+        number += 1;
+        let (counted, digest) = line.split_once(' ').unwrap_or((&line, ""));
+        assert_eq!(counted, number.to_string(), "a line was lost or came twice");
+        assert_eq!(digest.len(), 64, "line {number} is not whole: {line}");
+    }
+    number
+}
+
+/// Saves a guest of `vcpus` processors `rounds` times while it works, and has a clone of it go on
+/// each time.
+pub(crate) fn snapshots_of_a_busy_guest_lose_nothing(vcpus: u8, rounds: usize) {
+    runtime().block_on(async {
+        let template = Template::builder(Image::pack("python"))
+            .kernel(Kernel::tuned())
+            .memory(ByteSize::mib(256))
+            .vcpus(vcpus)
+            .build()
+            .await
+            .unwrap();
+        let parent = template.fork().await.unwrap();
+        let mut load = parent
+            .start(Code::python(include_str!("load.py")))
+            .await
+            .unwrap();
+        let lines = tokio::spawn(read_lines(load.take_stdout().unwrap()));
+        gets_on(&parent, "at the beginning").await;
+        for round in 0..rounds {
+            // In turns: a clone of the guest itself, and one of a snapshot of it.
+            let clone = if round % 2 == 0 {
+                parent.fork().await.unwrap()
+            } else {
+                parent.snapshot().await.unwrap().fork().await.unwrap()
+            };
+            gets_on(&clone, &format!("the clone of round {round}")).await;
+            clone.close().await;
+        }
+        gets_on(&parent, "at the end").await;
+        parent.close().await;
+        let lines = lines.await.unwrap();
+        assert!(lines > 10 * rounds as u64, "only {lines} lines");
+    });
+}
