@@ -1,6 +1,6 @@
 //! `cargo xtask test` and `cargo xtask stress`.
 
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -8,9 +8,9 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use crate::cargo::{self, Built};
-use crate::lab::{self, Job, Machine, Output};
+use crate::lab;
 use crate::suites::{self, Lines, Report, Suite};
-use crate::{dirs, kernel, licences, probe};
+use crate::{kernel, licences, probe};
 
 /// Integration tests whose file name begins so need a KVM that can boot Linux.
 const KVM_PREFIX: &str = "kvm_";
@@ -241,74 +241,15 @@ fn kvm_suites(steps: &mut Steps, built: &[Built], suites: &[Suite], packs: &[&st
         return;
     };
     println!("the lab's kernel is {kernel}");
-    steps.run("KVM tests, in the lab", || run_in_labs(suites));
+    steps.run("KVM tests, in the lab", || {
+        lab::run_suites(suites.iter().map(one_at_a_time).collect())
+    });
 }
 
 fn one_at_a_time(suite: &Suite) -> Suite {
     let mut suite = suite.clone();
     suite.arguments.push("--test-threads=1".to_owned());
     suite
-}
-
-/// A lab for each: see [`lab`] for what a long-lived one can do to the VMs in it. A lab that fails
-/// also takes only one suite with it.
-fn run_in_labs(suites: &[Suite]) -> Report {
-    let mut total = Report::default();
-    for suite in suites {
-        total.add(run_in_lab(one_at_a_time(suite)).unwrap_or_else(|error| {
-            println!("the lab: {error:#}");
-            Report::single(&suite.name, false)
-        }));
-    }
-    total
-}
-
-fn run_in_lab(suite: Suite) -> Result<Report> {
-    let suites = [suite];
-    let scratch = dirs::Scratch::below(&lab::results_directory()?.join("suites"))?;
-    let (list, results) = (scratch.path().join("list"), scratch.path().join("results"));
-    suites::write_list(&suites, &list)?;
-    let command = [
-        lab::SELF.into(),
-        "run-suites".into(),
-        list.into(),
-        results.clone().into(),
-    ];
-    let job = Job {
-        command: command.into(),
-        directory: dirs::workspace(),
-        environment: std::env::vars_os().collect(),
-        stdin: false,
-    };
-    let machine = Machine {
-        // The suites have limits of their own, which say more.
-        timeout: 24 * 3600,
-        ..Machine::default()
-    };
-    let exit = lab::run(&machine, &job, &mut ToStdout)?;
-    let mut report = suites::read_results(&suites, &results);
-    if exit.status != 0 && report.failed == 0 {
-        report.add(Report::single(
-            &format!("the lab ended with status {}", exit.status),
-            false,
-        ));
-    }
-    Ok(report)
-}
-
-/// Both streams to standard output, where everything else of a test run is.
-struct ToStdout;
-
-impl Output for ToStdout {
-    fn stdout(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let mut out = io::stdout().lock();
-        out.write_all(bytes)?;
-        out.flush()
-    }
-
-    fn stderr(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.stdout(bytes)
-    }
 }
 
 /// Kernels and packs: there is no network in the lab.

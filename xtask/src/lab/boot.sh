@@ -44,4 +44,10 @@ mount -t 9p -o "trans=virtio,version=9p2000.L,msize=1048576,cache=mmap" out "/ro
     fail "the results directory"
 # Not from the host's target directory: a rebuild there must not pull it from under the lab.
 cp /lab/init /root/run/lab-init || fail "copying init"
+if [ -e /lab/guard.pl ]; then
+    cp /lab/guard.pl /root/run/lab-guard.pl
+    mount -t tracefs tracefs /root/sys/kernel/tracing
+    PATH=/usr/bin:/bin chroot /root perl /run/lab-guard.pl > /root/run/lab-warnings 2>&1 < /dev/null ||
+        echo "lab: QEMU may break VMs in here: there is no guard against it" >> /root/run/lab-warnings
+fi
 exec switch_root /root /run/lab-init lab-init

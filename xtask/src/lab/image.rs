@@ -42,7 +42,7 @@ const MODULES: [&str; 19] = [
 ];
 
 /// Applets of busybox that the boot script calls.
-const APPLETS: [&str; 14] = [
+const APPLETS: [&str; 15] = [
     "sh",
     "mount",
     "insmod",
@@ -54,6 +54,7 @@ const APPLETS: [&str; 14] = [
     "cp",
     "echo",
     "poweroff",
+    "chroot",
     "switch_root",
     "cat",
     "ls",

@@ -27,6 +27,9 @@ use super::wire::{Decoder, Frame, MAX_PAYLOAD};
 /// Name of the virtio-serial port between host and init.
 pub(crate) const PORT_NAME: &str = "ember.lab";
 
+/// What `boot.sh` has to say to whoever started the lab.
+const WARNINGS: &str = "/run/lab-warnings";
+
 /// Status of a command that is not there, as a shell gives it.
 const NOT_FOUND: u8 = 127;
 /// Status of a command that is there and cannot be run.
@@ -46,6 +49,10 @@ pub(crate) fn run() -> Result<()> {
 
     let mut decoder = Decoder::default();
     let request = Request::read(&port, &mut decoder)?;
+    let warnings = fs::read(WARNINGS).unwrap_or_default();
+    if !warnings.is_empty() {
+        Frame::Stderr(warnings).send(&port)?;
+    }
     let status = match request.spawn() {
         Ok(child) => Supervisor::new(&port, decoder, child)?.run()?,
         Err((status, message)) => {

@@ -1,8 +1,9 @@
 //! The lab: a virtual machine of QEMU's software CPU, in which `/dev/kvm` is the kernel's real one.
 //!
 //! See `docs/lab.md`. The host's side is here and in `session.rs`; `image.rs` makes what is
-//! booted, `boot.sh` and `init.rs` run inside.
+//! booted, `boot.sh`, `guard.pl` and `init.rs` run inside, `at_once.rs` has a lab for each suite of tests.
 
+mod at_once;
 mod image;
 pub(crate) mod init;
 mod qemu;
@@ -17,6 +18,7 @@ use anyhow::{Context, Result};
 
 use crate::{debian, dirs};
 
+pub(crate) use at_once::run_suites;
 pub(crate) use session::{Exit, Inherit, Output};
 
 /// Environment variable that tells a command where its results survive the lab.
@@ -34,9 +36,9 @@ pub(crate) struct Machine {
     /// The deterministic clock: time is the number of instructions executed, 1 ns each; one CPU
     #[arg(long)]
     pub(crate) icount: bool,
-    /// CPUs of the lab [default: the machine's, at most 4]
-    #[arg(long, value_name = "N")]
-    pub(crate) cpus: Option<u8>,
+    /// CPUs of the lab
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) cpus: u8,
     /// Memory of the lab in MiB [default: half of the machine's, at most 6144]
     #[arg(long, value_name = "MIB")]
     pub(crate) memory: Option<u32>,
@@ -49,7 +51,7 @@ impl Default for Machine {
     fn default() -> Self {
         Self {
             icount: false,
-            cpus: None,
+            cpus: 1,
             memory: None,
             timeout: DEFAULT_TIMEOUT,
         }
@@ -96,7 +98,7 @@ pub(crate) fn run(machine: &Machine, job: &Job, output: &mut dyn Output) -> Resu
     dirs::create(&out)?;
 
     let in_tmp = job.directory.starts_with("/tmp");
-    let initramfs = qemu::initramfs(&image.initramfs, run.path(), &out, !in_tmp)?;
+    let initramfs = qemu::initramfs(&image.initramfs, run.path(), &out, !in_tmp, !machine.icount)?;
     let qemu = qemu::Qemu {
         kernel: &image.kernel,
         initramfs: &initramfs,

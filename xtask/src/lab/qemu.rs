@@ -16,6 +16,13 @@ use super::init::PORT_NAME;
 use crate::cpio::Archive;
 use crate::debian::quote;
 
+/// Keeps VMs in the lab from getting interrupts twice. It costs each injected interrupt one more exit,
+/// so there is none under the deterministic clock, whose figures it would be part of.
+const GUARD: &str = include_str!("guard.pl");
+
+/// What one lab may come to use of the machine's memory when several run, in MiB.
+const LAB_MIB: u64 = 8192;
+
 /// What one QEMU is started with.
 #[derive(Debug)]
 pub(crate) struct Qemu<'a> {
@@ -28,12 +35,21 @@ pub(crate) struct Qemu<'a> {
 
 /// The cached initramfs followed by one with this run's parameters and this executable, which is
 /// init there: the kernel unpacks both.
-pub(crate) fn initramfs(cached: &Path, run: &Path, out: &Path, tmp: bool) -> Result<PathBuf> {
+pub(crate) fn initramfs(
+    cached: &Path,
+    run: &Path,
+    out: &Path,
+    tmp: bool,
+    guard: bool,
+) -> Result<PathBuf> {
     let text = |path: &Path| quote(&String::from_utf8_lossy(path.as_os_str().as_bytes()));
     let tmp = if tmp { "yes" } else { "" };
     let parameters = format!("LAB_OUT={}\nLAB_TMP={tmp}\n", text(out));
     let mut archive = Archive::default();
     archive.file("lab/parameters", 0o644, parameters.as_bytes());
+    if guard {
+        archive.file("lab/guard.pl", 0o644, GUARD.as_bytes());
+    }
     // Also right when cargo has just replaced the file this was started from.
     let init = fs::read("/proc/self/exe").context("reading this executable")?;
     archive.file("lab/init", 0o755, &init);
@@ -76,7 +92,7 @@ impl Qemu<'_> {
         let cpus = if self.machine.icount {
             1
         } else {
-            self.machine.cpus()
+            self.machine.cpus.max(1)
         };
         let cache = code_cache_mib(&host_memory());
         // The software CPU is SVM-capable whatever the host is.
@@ -147,17 +163,17 @@ impl Qemu<'_> {
 }
 
 impl Machine {
-    fn cpus(&self) -> u8 {
-        let host = std::thread::available_parallelism().map_or(1, usize::from);
-        self.cpus
-            .unwrap_or_else(|| u8::try_from(host.min(4)).unwrap_or(1))
-            .max(1)
-    }
-
     fn memory_mib(&self) -> u64 {
         self.memory
             .map_or_else(|| default_memory_mib(&host_memory()), u64::from)
     }
+}
+
+/// How many labs this machine has room for at a time.
+pub(super) fn at_once() -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let memory = total_mib(&host_memory()) / LAB_MIB;
+    processors.clamp(1, usize::try_from(memory).unwrap_or(1).max(1))
 }
 
 fn host_memory() -> String {
@@ -168,13 +184,9 @@ fn default_memory_mib(meminfo: &str) -> u64 {
     (total_mib(meminfo) / 2).clamp(1024, 6144)
 }
 
-/// Room for translated code, of which QEMU takes at most 2 GiB and touches what it needs.
-///
-/// It must not get full: QEMU then stops its CPUs to empty it, and a VM in the lab whose last
-/// interrupt was injected but not yet acknowledged can get that interrupt a second time, wherever
-/// it is. QEMU 10.0's `helper_vmrun` leaves the vector in `exception_index`, and a CPU that leaves
-/// its inner loop for no interrupt (`cpu_handle_interrupt`) delivers what it finds there. With 16
-/// MiB, two of six runs of a test that boots 1, 2 and 4 processors hung.
+/// Room for translated code, of which QEMU takes at most 2 GiB and touches what it needs. When it
+/// is full, QEMU stops its CPUs to empty it, which is a danger to VMs where there are several: see
+/// `docs/lab.md`.
 fn code_cache_mib(meminfo: &str) -> u64 {
     (total_mib(meminfo) / 8).clamp(512, 2048)
 }

@@ -17,7 +17,7 @@ fn memory_follows_the_machine_within_bounds() {
 fn arguments(icount: bool) -> String {
     let machine = Machine {
         icount,
-        cpus: Some(3),
+        cpus: 3,
         memory: Some(2048),
         timeout: 0,
     };

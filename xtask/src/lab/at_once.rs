@@ -1,0 +1,84 @@
+//! Test suites, each in a lab of its own, several labs at once.
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use anyhow::{Context, Result, bail};
+
+use super::{SELF, qemu, results_directory};
+use crate::dirs;
+use crate::say;
+use crate::suites::{self, Report, Suite};
+
+/// Suites have time limits of their own, which say more: this one is for a lab that has come to rest.
+const LIMIT_SECONDS: &str = "86400";
+
+/// Runs each suite in a lab of its own. What a suite printed comes in one piece when it has ended,
+/// unless there is no other it could be mixed up with.
+pub(crate) fn run_suites(suites: Vec<Suite>) -> Report {
+    let labs = qemu::at_once().min(suites.len());
+    let waiting = Mutex::new(VecDeque::from(suites));
+    let total = Mutex::new(Report::default());
+    let work = || {
+        loop {
+            let next = waiting
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .pop_front();
+            let Some(suite) = next else { return };
+            let report = one(&suite, labs == 1).unwrap_or_else(|error| {
+                println!("the lab of {}: {error:#}", suite.name);
+                Report::single(&suite.name, false)
+            });
+            total
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .add(report);
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..labs {
+            scope.spawn(work);
+        }
+    });
+    total.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn one(suite: &Suite, alone: bool) -> Result<Report> {
+    let scratch = dirs::Scratch::below(&results_directory()?.join("suites"))?;
+    let (list, results) = (scratch.path().join("list"), scratch.path().join("results"));
+    suites::write_list(std::slice::from_ref(suite), &list)?;
+    // A process for each: a lab takes over the signals of the one that runs it.
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--pdeathsig", "TERM", "--"])
+        .arg(std::env::current_exe().context("finding this executable")?)
+        .args(["lab", "--timeout", LIMIT_SECONDS, "--", SELF, "run-suites"])
+        .args([&list, &results])
+        .current_dir(dirs::workspace())
+        .stdin(Stdio::null());
+    let status = if alone {
+        command.status()
+    } else {
+        say!("running {}", suite.name);
+        let (mut reader, writer) = io::pipe().context("making a pipe")?;
+        command.stdout(writer.try_clone()?).stderr(writer);
+        let child = command.spawn();
+        // The pipe's end that it holds would keep it from ending.
+        drop(command);
+        let mut output = Vec::new();
+        let read = reader.read_to_end(&mut output);
+        io::stdout().lock().write_all(&output)?;
+        read.context("reading what a lab prints")?;
+        child.and_then(|mut child| child.wait())
+    };
+    let status = status.context("starting a lab")?;
+    let report = suites::read_results(std::slice::from_ref(suite), &results);
+    if !status.success() && report.failed == 0 {
+        bail!("it ended with {status}");
+    }
+    Ok(report)
+}
