@@ -3,8 +3,8 @@
 
 pub(crate) mod clones;
 pub(crate) mod cycles;
-pub(crate) mod programs;
 pub(crate) mod load;
+pub(crate) mod programs;
 
 use std::sync::{LazyLock, OnceLock};
 
