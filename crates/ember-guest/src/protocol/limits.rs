@@ -8,23 +8,22 @@ use super::spawn::micros;
 
 /// What a command may use. `None` leaves the guest's own limit.
 ///
-/// The first five hold for the command and everything it has started together; whoever exceeds one
-/// is ended as a whole, and its outcome says which it was ([`LimitHit`](super::LimitHit)). Those of
-/// them that the kernel does not enforce itself are looked at every 100 ms, and at the end. The
-/// others are each process's own, and exceeding one is an error that the process is told.
+/// Memory and processes are those of the command and everything it has started together: one that
+/// takes too much memory is ended, and the outcome says so ([`LimitHit`](super::LimitHit)); one
+/// that starts too many processes is refused the next. The others are each process's own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of memory, with the files that are written to memory (cgroup `memory.max`).
     pub memory: Option<u64>,
     /// Processes and threads (cgroup `pids.max`).
     pub processes: Option<u64>,
-    /// Processor time (cgroup `cpu.stat`). In a guest without cgroups, of each process, in whole
-    /// seconds.
+    /// Processor time of each process, in whole seconds (`RLIMIT_CPU`).
     pub cpu_time: Option<Duration>,
-    /// Bytes that may be written to standard output and standard error together.
+    /// Bytes that may be written to standard output and standard error together. This version's
+    /// agent does not count them, and refuses a command that has this limit.
     pub output: Option<u64>,
     /// Bytes that files may take which are written to memory, as the root's overlay and `/tmp` are
-    /// (cgroup `memory.stat`, `shmem`).
+    /// (cgroup `memory.stat`, `shmem`). Refused like `output`.
     pub disk: Option<u64>,
     /// Bytes of address space of each process (`RLIMIT_AS`).
     pub address_space: Option<u64>,

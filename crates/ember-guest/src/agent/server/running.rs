@@ -19,7 +19,7 @@ use super::session::Session;
 use super::{Id, MAX_LINGERING};
 use crate::agent::spawn::{Streams, environment, me, rlimits, user};
 use crate::agent::sys;
-use crate::agent::tree::Tree;
+use crate::agent::tree::{Tree, can_hold};
 use crate::agent::users::User;
 use crate::protocol::{ErrorCode, Failure, Limits, MAX_REQUESTS, Message, Warm};
 
@@ -358,6 +358,7 @@ impl Session<'_> {
             let message = format!("cannot {what} the program: {error}");
             Failure::new(ErrorCode::OutOfResources, message)
         };
+        can_hold(&command.limits)?;
         if command.limits.memory.is_some() || command.limits.processes.is_some() {
             let mut limited = self.agent.trees.plant(&command.limits)?;
             limited

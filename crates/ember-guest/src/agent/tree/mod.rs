@@ -17,6 +17,18 @@ use crate::protocol::{ErrorCode, Failure, Limits};
 use cgroup::{Cgroup, Cgroups};
 use session::{Session, Sessions};
 
+/// Refuses limits that nothing here would hold a command to.
+pub(crate) fn can_hold(limits: &Limits) -> Result<(), Failure> {
+    if limits.output.is_none() && limits.disk.is_none() {
+        return Ok(());
+    }
+    Err(Failure::new(
+        ErrorCode::Unsupported,
+        "cannot limit what a command writes: this version of the agent does not count it; \
+         output can be cut where it is collected",
+    ))
+}
+
 /// Where trees come from.
 #[derive(Debug)]
 pub(crate) enum Trees {
@@ -41,6 +53,7 @@ impl Trees {
 
     /// A tree for a command that is about to start.
     pub(crate) fn plant(&mut self, limits: &Limits) -> Result<Tree, Failure> {
+        can_hold(limits)?;
         match self {
             Self::Cgroups(cgroups) => cgroups.create(limits).map(Tree::Cgroup),
             Self::Sessions(_) if limits.memory.is_some() || limits.processes.is_some() => {
