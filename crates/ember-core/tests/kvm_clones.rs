@@ -10,7 +10,7 @@ fn clones_one_after_another_leave_nothing_behind() {
 
 #[test]
 fn snapshots_of_a_busy_guest_lose_nothing() {
-    common::load::snapshots_of_a_busy_guest_lose_nothing(4, 20);
+    common::load::snapshots_of_a_busy_guest_lose_nothing(4, 5);
 }
 
 #[test]
