@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use common::runtime;
 use ember_core::{
@@ -11,7 +11,7 @@ use ember_core::{
 };
 use tokio::io::AsyncReadExt;
 
-/// How far a clone's clock may be from the host's, besides what it takes to ask.
+/// How far a clone's clock may be from the host's, besides what it takes to tell it and to ask.
 const CLOCK_TOLERANCE: Duration = Duration::from_millis(5);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
