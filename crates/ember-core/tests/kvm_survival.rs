@@ -87,15 +87,18 @@ fn the_wall_clock_is_right_after_a_day_of_rest() {
         let set = Command::from_argv(["date", "-s", &format!("@{}", yesterday.as_secs())]);
         let template = builder().prepare(set).cached(false).build().await.unwrap();
         for _ in 0..3 {
+            // What the time was when the clone was told may be over when it has set its clock: in the
+            // lab that takes many times what it takes on a processor.
+            let begun = Instant::now();
             let clone = template.fork().await.unwrap();
+            let tolerance = CLOCK_TOLERANCE + begun.elapsed();
             let error = clock_error(&clone).await;
-            assert!(error <= CLOCK_TOLERANCE, "{error:?} wrong");
+            assert!(error <= tolerance, "{error:?} wrong");
+            let begun = Instant::now();
             let clone = clone.fork().await.unwrap();
+            let tolerance = CLOCK_TOLERANCE + begun.elapsed();
             let error = clock_error(&clone).await;
-            assert!(
-                error <= CLOCK_TOLERANCE,
-                "{error:?} wrong after a live fork"
-            );
+            assert!(error <= tolerance, "{error:?} wrong after a live fork");
         }
         // And it is what the caller says it is.
         let tomorrow = ForkOptions::new().realtime(SystemTime::now() + DAY);
