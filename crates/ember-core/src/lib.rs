@@ -40,6 +40,7 @@
 #![forbid(unsafe_code)]
 
 mod assets;
+mod blocking;
 mod code;
 mod compile;
 mod error;
@@ -47,11 +48,6 @@ mod host;
 mod language;
 mod output;
 mod placement;
-#[allow(
-    dead_code,
-    unused_imports,
-    reason = "what it is to keep ready comes with templates"
-)]
 mod pool;
 mod progress;
 mod sandbox;

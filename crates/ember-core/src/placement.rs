@@ -94,12 +94,13 @@ impl Place {
         }
     }
 
-    /// Whether it is this placement.
-    pub(crate) fn is(&self, placement: Placement) -> bool {
-        match self {
-            Self::InProcess => placement == Placement::InProcess,
-            Self::Worker(_) => placement == Placement::Worker,
-        }
+    /// What was asked for, if it is another placement than this.
+    pub(crate) fn other(&self, asked: Option<Placement>) -> Option<Placement> {
+        let own = match self {
+            Self::InProcess => Placement::InProcess,
+            Self::Worker(_) => Placement::Worker,
+        };
+        asked.filter(|asked| *asked != own)
     }
 }
 

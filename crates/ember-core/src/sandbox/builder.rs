@@ -23,6 +23,7 @@ use super::machine::{Line, Machine};
 use super::vm::{GuestVm, worker_error};
 use super::{Fixture, Sandbox, Settings};
 use crate::assets::{Assets, Image, Kernel, ReadyImage, ReadyKernel};
+use crate::blocking::blocking;
 use crate::error::{Error, ErrorKind};
 use crate::placement::{Place, Placement};
 use crate::size::ByteSize;
@@ -185,26 +186,18 @@ impl SandboxBuilder {
     /// [`boot`](Self::boot) with what may have been prepared before.
     pub(crate) async fn boot_with(self, prepared: Option<Prepared>) -> Result<Sandbox, Error> {
         let boot_timeout = self.boot_timeout;
-        let (sender, mut calls) = mpsc::channel(1);
+        let (sender, mut calls) = mpsc::channel::<UnixStream>(1);
         let line = Line::default();
         let machine_line = line.clone();
         // Preparing, building and even starting a VM all wait for the kernel at places.
-        let started =
-            tokio::task::spawn_blocking(move || self.start(prepared, sender, machine_line)).await;
-        let (machine, fixture) = match started {
-            Ok(started) => started?,
-            Err(error) => {
-                let message = "building a sandbox ended unexpectedly";
-                return Err(Error::because(ErrorKind::Internal, message, error));
-            }
-        };
+        let start = move || self.start(prepared, sender, machine_line);
+        let (machine, fixture) = blocking("building a sandbox", start).await?;
 
         let greeted = async {
             let Some(stream) = calls.recv().await else {
                 // The VM is gone, and the reason is known to the machine.
                 return std::future::pending().await;
             };
-            let stream: UnixStream = stream;
             let connect = async {
                 line.set(stream.try_clone()?);
                 stream.set_nonblocking(true)?;

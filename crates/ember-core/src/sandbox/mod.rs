@@ -18,6 +18,7 @@ pub use builder::SandboxBuilder;
 pub use process::Process;
 
 use crate::assets::{Image, ReadyImage};
+use crate::blocking::blocking;
 use crate::code::{Code, Program, WarmProgram};
 use crate::compile::{Compilation, Compiled};
 use crate::error::{Error, ErrorKind};
@@ -230,13 +231,7 @@ impl Sandbox {
         work: impl FnOnce(&GuestVm) -> Result<(), Error> + Send + 'static,
     ) -> Result<(), Error> {
         let vm = self.parts()?.vm;
-        match tokio::task::spawn_blocking(move || work(&vm)).await {
-            Ok(done) => done,
-            Err(error) => {
-                let message = "work on a VM ended unexpectedly";
-                Err(Error::because(ErrorKind::Internal, message, error))
-            }
-        }
+        blocking("work on a VM", move || work(&vm)).await
     }
 
     /// Ends the guest, now, and returns when everything it held is free. What ran in it is over;
@@ -289,16 +284,10 @@ impl Sandbox {
         code.find_language(&self.fixture.image.languages)?;
         let unique = self.programs.fetch_add(1, Ordering::Relaxed);
         let image = self.fixture.image.clone();
-        let prepared = tokio::task::spawn_blocking(move || {
+        blocking("reading a program", move || {
             code.prepare(&image.languages, &image.account, unique)
-        });
-        match prepared.await {
-            Ok(program) => program,
-            Err(error) => {
-                let message = "reading a program ended unexpectedly";
-                Err(Error::because(ErrorKind::Internal, message, error))
-            }
-        }
+        })
+        .await
     }
 
     /// Runs a program that was made ready for a guest of this image.

@@ -8,6 +8,7 @@ use ember_guest::host::{Command, WarmRunner};
 
 use super::{Inner, Origin, Template, cache, capture, give_back, working_set};
 use crate::assets::{Assets, Image, Kernel};
+use crate::blocking::blocking;
 use crate::code::{Code, Program};
 use crate::error::{Error, ErrorKind};
 use crate::language::Language;
@@ -298,20 +299,6 @@ impl Step {
         match text.char_indices().nth(SHOWN) {
             Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
             None => text,
-        }
-    }
-}
-
-/// Does something that waits for the operating system on a thread that may.
-pub(super) async fn blocking<T: Send + 'static>(
-    what: &str,
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result,
-        Err(error) => {
-            let message = format!("{what} ended unexpectedly");
-            Err(Error::because(ErrorKind::Internal, message, error))
         }
     }
 }

@@ -7,9 +7,10 @@ use ember_snapshot::store::{Claim, Store, StoreError};
 use ember_vmm::Processor;
 
 use super::Inner;
-use super::builder::{Plan, blocking};
+use super::builder::Plan;
 use super::file::{self, Form, chain_of, read_error};
 use super::key::{Ingredients, Key};
+use crate::blocking::blocking;
 use crate::error::Error;
 use crate::progress::Progress;
 

@@ -9,8 +9,8 @@ use ember_snapshot::state::VmState;
 use ember_vmm::{Checkpoint, LiveSaveError, MemoryCopy, RestoreError};
 use ember_worker::host::RemoteCopy;
 
-use super::builder::blocking;
 use super::{Inner, Memory, Parcel};
+use crate::blocking::blocking;
 use crate::error::{Error, ErrorKind};
 use crate::sandbox::Sandbox;
 use crate::sandbox::vm::{GuestVm, worker_error};

@@ -12,7 +12,7 @@ use std::time::Duration;
 use ember_guest::host::Command;
 use tokio::time::{Instant, sleep};
 
-use super::builder::blocking;
+use crate::blocking::blocking;
 use crate::error::Error;
 use crate::sandbox::Sandbox;
 use crate::sandbox::vm::GuestVm;

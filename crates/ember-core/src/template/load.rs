@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use ember_snapshot::memory::MemoryHash;
 
-use super::builder::blocking;
 use super::file::{self, Form, read_error};
 use super::{Inner, Template};
+use crate::blocking::blocking;
 use crate::error::{Error, ErrorKind};
 use crate::placement::Placement;
 

@@ -26,8 +26,8 @@ use ember_snapshot::WorkingSet;
 use ember_vmm::Checkpoint;
 use ember_worker::host::Pages;
 
+use crate::blocking::blocking;
 pub use builder::TemplateBuilder;
-use builder::blocking;
 pub(crate) use capture::capture;
 pub use load::LoadOptions;
 pub(crate) use memory::Memory;
@@ -133,10 +133,7 @@ impl Template {
     /// # Errors
     /// As for [`fork`](Self::fork), and [`ErrorKind::InvalidRequest`] for options that cannot be.
     pub async fn fork_with(&self, options: ForkOptions) -> Result<Sandbox, Error> {
-        let elsewhere = options
-            .placement
-            .filter(|placement| !self.inner.fixture.place.is(*placement));
-        let shell = match elsewhere {
+        let shell = match self.inner.fixture.place.other(options.placement) {
             None => self.shell().await?,
             Some(placement) => {
                 let inner = Arc::clone(&self.inner);

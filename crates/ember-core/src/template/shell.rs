@@ -84,7 +84,7 @@ impl Shell {
     /// [`ErrorKind::InvalidRequest`] for options that cannot be, such as another placement than it
     /// has. Either way there is no clone.
     pub async fn start(self, options: ForkOptions) -> Result<Sandbox, Error> {
-        if let Some(placement) = options.placement.filter(|it| !self.place.is(*it)) {
+        if let Some(placement) = self.place.other(options.placement) {
             let message = format!(
                 "a shell that was made elsewhere cannot start as `{placement}`; \
                  `Template::fork_with` makes another one"

@@ -7,9 +7,9 @@ use ember_snapshot::{PageSet, WorkingSet};
 use ember_worker::host::Pages;
 
 use super::Inner;
-use super::builder::blocking;
 use super::options::ForkOptions;
 use super::shell::Shell;
+use crate::blocking::blocking;
 use crate::code::Code;
 use crate::error::{Error, ErrorKind};
 
