@@ -1,5 +1,5 @@
 //! Every published figure: `ember-benches [NAME…]` measures those named, or all, and prints each as
-//! a line of JSON.
+//! a line of JSON. `ember-benches --list` says the names.
 //!
 //! The figures in the documentation come from `cargo xtask bench`, which runs this under an
 //! instruction clock (one nanosecond for each instruction executed), so that they can be repeated
@@ -74,13 +74,29 @@ const ON_DEMAND: &[(&[&str], Measure)] = &[
     }),
 ];
 
+/// Has the names printed in place of the figures: a line for those that are measured together, after
+/// whether they are measured if nobody names them.
+const LIST: &str = "--list";
+
 fn main() -> Result<()> {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     if wanted.as_slice() == [memory::CHILD] {
         return memory::be_monitored();
     }
-    let groups = GROUPS.iter().chain(ON_DEMAND);
-    let known: Vec<&str> = groups.flat_map(|group| group.0).copied().collect();
+    let on_demand = ON_DEMAND.iter().map(|group| (group, false));
+    let groups = GROUPS.iter().map(|group| (group, true)).chain(on_demand);
+    if wanted.as_slice() == [LIST] {
+        let mut out = std::io::stdout().lock();
+        for ((names, _), is_usual) in groups {
+            writeln!(out, "{is_usual} {}", names.join(" "))?;
+        }
+        return Ok(());
+    }
+    let known: Vec<&str> = groups
+        .clone()
+        .flat_map(|(group, _)| group.0)
+        .copied()
+        .collect();
     if let Some(unknown) = wanted.iter().find(|name| !known.contains(&name.as_str())) {
         bail!(
             "there is no figure {unknown}; there are {}",
@@ -90,8 +106,7 @@ fn main() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let on_demand = ON_DEMAND.iter().map(|group| (group, false));
-    for ((names, measure), is_usual) in GROUPS.iter().map(|it| (it, true)).chain(on_demand) {
+    for ((names, measure), is_usual) in groups {
         let is_named = wanted.iter().any(|name| names.contains(&name.as_str()));
         if is_named || is_usual && wanted.is_empty() {
             eprintln!("measuring {}", names.join(", "));
