@@ -2,6 +2,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::io;
 
 /// Why something could not be done.
 ///
@@ -70,6 +71,22 @@ impl Error {
             kind,
             message: message.into(),
             source: Some(source.into()),
+        }
+    }
+
+    /// What the operating system refused: [`ErrorKind::Exhausted`] if it has not enough left of
+    /// something, else [`ErrorKind::HostUnsupported`].
+    pub(crate) fn of_host(message: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |error| {
+            use rustix::io::Errno;
+            let number = error.raw_os_error().map(Errno::from_raw_os_error);
+            let kind = match number {
+                Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN) => {
+                    ErrorKind::Exhausted
+                }
+                _ => ErrorKind::HostUnsupported,
+            };
+            Self::because(kind, message, error)
         }
     }
 

@@ -40,6 +40,7 @@
 #![forbid(unsafe_code)]
 
 mod assets;
+mod backing;
 mod blocking;
 mod code;
 mod compile;
@@ -56,6 +57,7 @@ mod template;
 mod verdict;
 
 pub use assets::{Assets, Image, Kernel, Pack, ReadyImage, ReadyKernel};
+pub use backing::Backing;
 pub use code::Code;
 pub use compile::Compilation;
 pub use error::{Error, ErrorKind};

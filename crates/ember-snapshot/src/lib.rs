@@ -23,6 +23,7 @@ pub mod vcpu;
 mod working_set;
 
 pub use digest::InvalidDigest;
+pub use pager::HUGE_PAGE_BYTES;
 pub use pages::{InvalidPages, MAX_MEMORY_BYTES, PAGE_SIZE, PageRun, PageSet};
 pub use source::PageSource;
 pub use working_set::WorkingSet;

@@ -185,6 +185,19 @@ impl PageSet {
         rest
     }
 
+    /// The pages of the set and those of gaps of at most `pages` pages between them.
+    #[must_use]
+    pub fn without_gaps_of(&self, pages: u64) -> Self {
+        let mut runs: Vec<PageRun> = Vec::with_capacity(self.runs.len());
+        for run in &self.runs {
+            match runs.last_mut() {
+                Some(last) if run.start - last.end <= pages => last.end = run.end,
+                _ => runs.push(*run),
+            }
+        }
+        Self { runs }
+    }
+
     /// Writes the set as bytes: for each run its first page and its number of pages, as 64-bit
     /// little-endian numbers.
     pub fn encode(&self) -> Vec<u8> {

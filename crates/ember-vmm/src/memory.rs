@@ -8,10 +8,11 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use ember_snapshot::pager::{self, GuestMapping, Segment};
-use ember_snapshot::{PageRun, WorkingSet};
+use ember_snapshot::{PageRun, PageSet};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{VcpuFd, VmFd};
 use nix::libc;
+use vm_memory::mmap::{FromRangesError, MmapRegionError};
 use vm_memory::{
     Address, Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap,
     GuestMemoryRegion, GuestRegionMmap, MmapRegion,
@@ -29,7 +30,18 @@ pub(crate) fn map_anonymous(bytes: u64) -> io::Result<GuestMemory> {
         .into_iter()
         .map(|(start, len)| Ok((start, usize::try_from(len).map_err(io::Error::other)?)))
         .collect::<io::Result<Vec<(GuestAddress, usize)>>>()?;
-    GuestMemory::from_ranges(&ranges).map_err(io::Error::other)
+    GuestMemory::from_ranges(&ranges).map_err(|error| match error {
+        FromRangesError::MmapRegion(error) => mapping_error(error),
+        error => io::Error::other(error),
+    })
+}
+
+/// What the operating system said: vm-memory shows it, and does not give it as its source.
+fn mapping_error(error: MmapRegionError) -> io::Error {
+    match error {
+        MmapRegionError::Mmap(error) => error,
+        error => io::Error::other(error),
+    }
 }
 
 /// Maps `bytes` of guest memory that begin as what is in `file`, in the order of their addresses
@@ -40,20 +52,69 @@ pub(crate) fn map_private(file: &Arc<File>, bytes: u64) -> io::Result<GuestMemor
     let mut regions = Vec::new();
     for (start, len) in arch::layout::memory_ranges(bytes) {
         let size = usize::try_from(len).map_err(io::Error::other)?;
-        let mapping = MmapRegion::build(
-            Some(FileOffset::from_arc(Arc::clone(file), offset)),
-            size,
-            libc::PROT_READ | libc::PROT_WRITE,
-            // Not reserved: most of it will never be copied.
-            libc::MAP_PRIVATE | libc::MAP_NORESERVE,
-        )
-        .map_err(io::Error::other)?;
+        let file = FileOffset::from_arc(Arc::clone(file), offset);
+        let mapping = map_aligned(&file, size)?;
         let region = GuestRegionMmap::new(mapping, start)
             .ok_or_else(|| io::Error::other("guest memory beyond the address space"))?;
         regions.push(region);
         offset += len;
     }
     GuestMemory::from_regions(regions).map_err(io::Error::other)
+}
+
+/// What one entry of a page table's second level maps, on all architectures with pages of 4 KiB.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
+
+/// Maps `size` bytes of `file`, at a multiple of 2 MiB if that can be had: huge pages of the file
+/// are mapped as such only there.
+fn map_aligned(file: &FileOffset, size: usize) -> io::Result<MmapRegion> {
+    let map = || {
+        MmapRegion::build(
+            Some(file.clone()),
+            size,
+            libc::PROT_READ | libc::PROT_WRITE,
+            // Not reserved: most of it will never be copied.
+            libc::MAP_PRIVATE | libc::MAP_NORESERVE,
+        )
+        .map_err(mapping_error)
+    };
+    let mapping = map()?;
+    let excess = mapping.as_ptr().addr() % HUGE_PAGE_BYTES;
+    if excess == 0 || size < HUGE_PAGE_BYTES {
+        return Ok(mapping);
+    }
+    // The kernel puts a mapping at the end of the highest gap that it fits in (`vm_unmapped_area`),
+    // so that what is too much, taken first, moves it down to where it should be. Another thread
+    // may come between, which costs nothing but time.
+    drop(mapping);
+    let filler = MmapRegion::<()>::build(
+        None,
+        excess,
+        libc::PROT_NONE,
+        libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+    );
+    let mapping = map();
+    drop(filler);
+    mapping
+}
+
+/// Lets the kernel merge pages of `memory` with others of equal content.
+pub(crate) fn allow_merging(memory: &GuestMemory) -> io::Result<()> {
+    for region in memory.iter() {
+        let mapping = region.get_mmap();
+        // SAFETY: this advice changes no content, and the range is one whole mapping.
+        let result = unsafe {
+            libc::madvise(
+                mapping.as_ptr().cast(),
+                mapping.size(),
+                libc::MADV_MERGEABLE,
+            )
+        };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 /// Where `memory` is in this process.
@@ -147,25 +208,26 @@ mod pre_fault {
     nix::ioctl_readwrite!(memory, KVMIO, 0xd5, super::PreFaultMemory);
 }
 
-/// Has KVM map what the guest will touch, so that it need not leave the guest for each page. Where
-/// KVM cannot, it maps each page when it is touched, as ever.
-pub(crate) fn map_for_guest(vcpu: &VcpuFd, memory: &GuestMemory, touched: &WorkingSet) {
-    for run in touched.written.runs().iter().chain(touched.read.runs()) {
+/// Has KVM map what the guest will touch, in this process as well, so that it need not leave the
+/// guest for each page. Says whether KVM can; where it cannot, it maps each page when it is touched,
+/// as ever.
+pub(crate) fn map_for_guest(vcpu: &VcpuFd, memory: &GuestMemory, touched: &PageSet) -> bool {
+    let mut possible = true;
+    for run in touched.runs() {
         for_each_piece(memory, *run, |gpa, size| {
             let mut request = PreFaultMemory {
                 gpa,
                 size,
                 ..PreFaultMemory::default()
             };
-            while request.size > 0 {
+            while request.size > 0 && possible {
                 // SAFETY: the descriptor is open and the structure is KVM's, which updates it.
                 let done = unsafe { pre_fault::memory(vcpu.as_raw_fd(), &raw mut request) };
-                if !matches!(done, Ok(_) | Err(nix::errno::Errno::EINTR)) {
-                    break;
-                }
+                possible = matches!(done, Ok(_) | Err(nix::errno::Errno::EINTR));
             }
         });
     }
+    possible
 }
 
 /// A VM's descriptor together with the guest memory that KVM was given.

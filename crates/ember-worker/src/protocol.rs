@@ -63,6 +63,8 @@ pub enum Request {
         /// See [`ember_vmm::Vm::generation_id`].
         generation_id: Option<[u8; 16]>,
     },
+    /// Tell the guest that it has another generation id than before.
+    Announce,
     /// Hold the VM still.
     Pause,
     /// Let it go on.
@@ -126,6 +128,8 @@ pub struct Restore {
     pub port: Port,
     /// If memory is to be brought in page by page when it is touched: so many pages at a time.
     pub window_pages: Option<u64>,
+    /// See [`ember_vmm::RestoreConfig::mergeable`].
+    pub mergeable: bool,
 }
 
 /// A disk.

@@ -23,6 +23,7 @@ use super::machine::{Line, Machine};
 use super::vm::{GuestVm, worker_error};
 use super::{Fixture, Sandbox, Settings};
 use crate::assets::{Assets, Image, Kernel, ReadyImage, ReadyKernel};
+use crate::backing::MemoryUse;
 use crate::blocking::blocking;
 use crate::error::{Error, ErrorKind};
 use crate::placement::{Place, Placement};
@@ -338,6 +339,8 @@ impl SandboxBuilder {
             disk,
             kick_signal,
             place,
+            // What boots has memory of its own.
+            memory: MemoryUse::default(),
             settings,
             origin,
             runners: Vec::new(),
@@ -435,10 +438,7 @@ struct Making<'a> {
 /// Both ends of a guest's channel: the caller's, and the device's. They are made here, and one of
 /// them is handed over, so that nobody else can change how this end behaves.
 pub(crate) fn channel() -> Result<(UnixStream, UnixStream), Error> {
-    UnixStream::pair().map_err(|error| {
-        let message = "cannot make a guest's channel";
-        Error::because(ErrorKind::HostUnsupported, message, error)
-    })
+    UnixStream::pair().map_err(Error::of_host("cannot make a guest's channel"))
 }
 
 /// The image as a disk.
@@ -492,10 +492,15 @@ fn command_line(image: &ReadyImage, verbose: bool) -> String {
 pub(crate) fn build_error(error: BuildError) -> Error {
     let kind = match &error {
         BuildError::Configuration(_) | BuildError::Kernel(_) => ErrorKind::InvalidRequest,
+        _ if error.is_exhausted() => ErrorKind::Exhausted,
         _ => ErrorKind::HostUnsupported,
     };
     let advice = match kind {
         ErrorKind::HostUnsupported => "; `ember doctor` examines this host",
+        ErrorKind::Exhausted => {
+            ": this process, or the host, has no more of it; a clone needs some 30 descriptors, a \
+             thread for each processor and one more, and its memory's addresses"
+        }
         _ => "",
     };
     Error::because(kind, format!("cannot build the VM{advice}"), error)

@@ -82,8 +82,8 @@ impl Machine {
         self.vm.clone()
     }
 
-    /// Lets the guest run, as another guest than before if there is a new generation id. Does not
-    /// wait.
+    /// Lets the guest run, with another generation id than before if there is a new one, which is
+    /// to be [announced](GuestVm::announce). Does not wait.
     pub(crate) fn start(&self, generation_id: Option<[u8; 16]>) -> Result<(), Error> {
         match &self.vm {
             Some(vm) => vm.start(generation_id),

@@ -18,6 +18,7 @@ pub use builder::SandboxBuilder;
 pub use process::Process;
 
 use crate::assets::{Image, ReadyImage};
+use crate::backing::MemoryUse;
 use crate::blocking::blocking;
 use crate::code::{Code, Program, WarmProgram};
 use crate::compile::{Compilation, Compiled};
@@ -57,6 +58,8 @@ pub(crate) struct Fixture {
     pub(crate) kick_signal: Option<i32>,
     /// Where it runs.
     pub(crate) place: Place,
+    /// What its clones do with their memory.
+    pub(crate) memory: MemoryUse,
     pub(crate) settings: Settings,
     /// The languages whose interpreters are kept warm in the guest.
     pub(crate) runners: Vec<String>,

@@ -24,23 +24,34 @@ pub(crate) enum GuestVm {
 pub(crate) struct ConsoleTail(Arc<dyn Fn() -> Vec<u8> + Send + Sync>);
 
 impl GuestVm {
-    /// Lets it run for the first time, as another guest than before if there is a new generation id.
-    /// Does not wait.
+    /// Lets it run for the first time, with another generation id than before if there is a new one:
+    /// it is in its place then, and [announced](Self::announce) later. Does not wait.
     pub(crate) fn start(&self, generation_id: Option<[u8; 16]>) -> Result<(), Error> {
         let failed = "cannot start the VM";
         match self {
             Self::Local(vm) => {
                 if let (Some(id), Some(device)) = (generation_id, vm.generation_id()) {
-                    device.set(id).map_err(|error| {
-                        let message = "cannot set the generation id";
-                        Error::because(ErrorKind::Internal, message, error)
-                    })?;
+                    device.store(id).map_err(generation_id_failed)?;
                 }
                 vm.start()
                     .map_err(|error| Error::because(ErrorKind::Internal, failed, error))
             }
             Self::Remote(vm) => {
                 vm.start(generation_id);
+                Ok(())
+            }
+        }
+    }
+
+    /// Tells the guest that it has another generation id than before. Does not wait.
+    pub(crate) fn announce(&self) -> Result<(), Error> {
+        match self {
+            Self::Local(vm) => match vm.generation_id() {
+                Some(device) => device.announce().map_err(generation_id_failed),
+                None => Ok(()),
+            },
+            Self::Remote(vm) => {
+                vm.announce();
                 Ok(())
             }
         }
@@ -179,6 +190,11 @@ impl fmt::Debug for ConsoleTail {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConsoleTail").finish_non_exhaustive()
     }
+}
+
+fn generation_id_failed(error: io::Error) -> Error {
+    let message = "cannot set the generation id";
+    Error::because(ErrorKind::Internal, message, error)
 }
 
 fn ended(failed: &'static str) -> impl FnOnce(Ended) -> Error {

@@ -8,6 +8,7 @@ use ember_guest::host::{Command, WarmRunner};
 
 use super::{Inner, Origin, Template, cache, capture, give_back, working_set};
 use crate::assets::{Assets, Image, Kernel};
+use crate::backing::{Backing, MemoryUse};
 use crate::blocking::blocking;
 use crate::code::{Code, Program};
 use crate::error::{Error, ErrorKind};
@@ -28,6 +29,7 @@ pub struct TemplateBuilder {
     steps: Vec<Step>,
     shells: usize,
     cached: bool,
+    memory: MemoryUse,
 }
 
 /// Something that is done in the guest before it is saved.
@@ -44,6 +46,7 @@ impl TemplateBuilder {
             steps: Vec::new(),
             shells: 0,
             cached: true,
+            memory: MemoryUse::default(),
         }
     }
 
@@ -122,6 +125,27 @@ impl TemplateBuilder {
         self
     }
 
+    /// How clones get the memory that they share: [`Backing::Mapped`] if not said.
+    #[must_use]
+    pub fn backing(mut self, backing: Backing) -> Self {
+        self.memory.backing = backing;
+        self
+    }
+
+    /// Whether this host's kernel may merge pages of equal content that clones have written, with
+    /// each other's and with everybody's that allow it (KSM). It does if `/sys/kernel/mm/ksm/run` is
+    /// 1. Off if not said.
+    ///
+    /// **Merging is a side channel.** To write to a merged page takes longer than to another, so
+    /// that a guest can find out whether some other guest has a page of a certain content, and on
+    /// some memory flip bits in it (Rowhammer). Allow it only among guests that may know of each
+    /// other.
+    #[must_use]
+    pub fn mergeable(mut self, mergeable: bool) -> Self {
+        self.memory.mergeable = mergeable;
+        self
+    }
+
     /// How many shells are kept ready: clones that only wait to be told who they are. None if not
     /// said. Each costs about a thread for each processor, and no memory to speak of.
     #[must_use]
@@ -161,8 +185,12 @@ impl TemplateBuilder {
             steps,
             shells,
             cached,
+            memory,
         } = self;
-        let plan = blocking("preparing a template", move || Plan::new(sandbox, steps)).await?;
+        memory.backing.check()?;
+        let prepare = move || Plan::new(sandbox, steps);
+        let mut plan = blocking("preparing a template", prepare).await?;
+        plan.memory = memory;
         let inner = if cached {
             cache::find_or_build(plan).await?
         } else {
@@ -180,6 +208,8 @@ pub(super) struct Plan {
     pub(super) programs: Vec<Program>,
     /// What the steps are, for people.
     summaries: Vec<String>,
+    /// What its clones do with their memory.
+    memory: MemoryUse,
 }
 
 impl Plan {
@@ -214,6 +244,7 @@ impl Plan {
             prepared,
             programs,
             summaries,
+            memory: MemoryUse::default(),
         })
     }
 
@@ -224,6 +255,7 @@ impl Plan {
             disk: Arc::clone(&self.prepared.disk),
             kick_signal: self.sandbox.signal(),
             place: self.prepared.place.clone(),
+            memory: self.memory,
             settings: self.sandbox.settings(),
             origin: Arc::new(origin),
             runners: Vec::new(),
@@ -275,6 +307,7 @@ impl Plan {
             .await?;
         inner.fixture.origin = Arc::new(origin);
         inner.fixture.runners = languages;
+        inner.fixture.memory = self.memory;
         sandbox.close().await;
         let recorded = working_set::recorded(inner);
         progress
@@ -389,6 +422,7 @@ impl fmt::Debug for TemplateBuilder {
             .field("steps", &self.steps)
             .field("shells", &self.shells)
             .field("cached", &self.cached)
+            .field("memory", &self.memory)
             .finish()
     }
 }

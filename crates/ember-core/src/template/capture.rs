@@ -45,6 +45,7 @@ pub(crate) async fn capture(sandbox: &Sandbox) -> Result<Inner, Error> {
         fixture: parts.fixture.clone(),
         hello: parts.agent.hello().clone(),
         working_set: None,
+        ahead: None,
         parcel: Parcel::default(),
         paused: Some(paused),
     })

@@ -19,7 +19,7 @@ use super::guest::{Guest, GuestError};
 use super::memory::{Memory, Saved};
 use super::origin::{Origin, Source, digest};
 use super::parcel::Parcel;
-use super::{Inner, LoadOptions};
+use super::{Inner, LoadOptions, working_set};
 use crate::assets::ReadyImage;
 use crate::error::{Error, ErrorKind};
 use crate::placement::Place;
@@ -89,6 +89,8 @@ impl Loaded {
                 Error::because(ErrorKind::Exhausted, "cannot keep a memory", error)
             })?;
         let checkpoint = Checkpoint::new(contents.state, Arc::new(file)).map_err(restore_error)?;
+        let touched = contents.working_set.as_ref();
+        let ahead = working_set::ahead(&self.memory, fixture.memory.backing, touched)?;
         let memory = Memory::new(self.memory, None);
         if let Some(hash) = contents.manifest.memory_hash {
             memory.set_saved(Saved {
@@ -103,6 +105,7 @@ impl Loaded {
             fixture,
             hello,
             working_set: contents.working_set,
+            ahead,
             parcel: Parcel::default(),
         })
     }
@@ -147,6 +150,7 @@ impl Loaded {
             disk: Arc::new(disk),
             kick_signal: options.kick_signal,
             place: Place::of(options.placement)?,
+            memory: options.memory,
             settings: self.guest.settings(),
             origin: Arc::new(self.origin.clone()),
             runners: self.guest.runners.clone(),

@@ -6,6 +6,7 @@ use ember_snapshot::memory::MemoryHash;
 
 use super::file::{self, Form, read_error};
 use super::{Inner, Template};
+use crate::backing::{Backing, MemoryUse};
 use crate::blocking::blocking;
 use crate::error::{Error, ErrorKind};
 use crate::placement::Placement;
@@ -16,6 +17,7 @@ pub struct LoadOptions {
     pub(super) image: Option<PathBuf>,
     pub(super) kick_signal: Option<i32>,
     pub(super) placement: Option<Placement>,
+    pub(super) memory: MemoryUse,
     shells: usize,
 }
 
@@ -44,6 +46,20 @@ impl LoadOptions {
     #[must_use]
     pub fn placement(mut self, placement: Placement) -> Self {
         self.placement = Some(placement);
+        self
+    }
+
+    /// See [`TemplateBuilder::backing`](crate::TemplateBuilder::backing).
+    #[must_use]
+    pub fn backing(mut self, backing: Backing) -> Self {
+        self.memory.backing = backing;
+        self
+    }
+
+    /// See [`TemplateBuilder::mergeable`](crate::TemplateBuilder::mergeable), and its warning.
+    #[must_use]
+    pub fn mergeable(mut self, mergeable: bool) -> Self {
+        self.memory.mergeable = mergeable;
         self
     }
 
@@ -107,6 +123,7 @@ impl Template {
     pub async fn load_with(path: impl AsRef<Path>, options: LoadOptions) -> Result<Self, Error> {
         let path = path.as_ref().to_owned();
         let shells = options.shells;
+        options.memory.backing.check()?;
         let inner = blocking("loading a template", move || {
             let loaded = file::read(&path).map_err(|error| read_error(&path, error))?;
             loaded.into_described(&options)

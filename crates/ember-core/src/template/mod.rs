@@ -24,7 +24,6 @@ use std::time::Duration;
 use ember_guest::protocol::Hello;
 use ember_snapshot::WorkingSet;
 use ember_vmm::Checkpoint;
-use ember_worker::host::Pages;
 
 use crate::blocking::blocking;
 pub use builder::TemplateBuilder;
@@ -97,6 +96,8 @@ pub(crate) struct Inner {
     pub(crate) hello: Hello,
     /// What a clone touches before it answers, as far as that is known.
     pub(crate) working_set: Option<WorkingSet>,
+    /// What of it, and around it, is brought in ahead.
+    pub(crate) ahead: Option<WorkingSet>,
     /// What of it is handed to workers.
     pub(crate) parcel: Parcel,
     /// For how long the guest stood still that it was taken from, if it went on.
@@ -139,7 +140,8 @@ impl Template {
                 let inner = Arc::clone(&self.inner);
                 let make = move || {
                     let place = Place::of(Some(placement))?;
-                    Shell::placed(inner, place, Pages::Mapped)
+                    let pages = shell::pages(&inner);
+                    Shell::placed(inner, place, pages)
                 };
                 blocking("making a clone", make).await?
             }

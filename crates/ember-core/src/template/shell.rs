@@ -1,8 +1,11 @@
 //! A clone that has not run yet, and what makes a sandbox of it.
 
 use std::fmt;
+use std::future::{Future, poll_fn};
 use std::os::unix::net::UnixStream;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use ember_guest::host::Agent;
@@ -10,11 +13,12 @@ use ember_snapshot::pager::PagerOptions;
 use ember_snapshot::state::DeviceState;
 use ember_vmm::devices::virtio::block::BlockConfig;
 use ember_vmm::devices::virtio::vsock::VsockConfig;
-use ember_vmm::{Backing, RestoreConfig, Vm};
+use ember_vmm::{RestoreConfig, Vm};
 use ember_worker::host::{self, Pages, RemoteVm, Workers};
 
 use super::Inner;
 use super::options::ForkOptions;
+use crate::backing::Backing;
 use crate::error::{Error, ErrorKind};
 use crate::placement::Place;
 use crate::sandbox::Sandbox;
@@ -33,15 +37,14 @@ pub struct Shell {
     /// The host's end of the connection that the template's agent had.
     stream: UnixStream,
     template: Arc<Inner>,
-    /// The guest will find in place what it touches first.
-    is_warm: bool,
 }
 
 impl Shell {
     /// Makes one. Takes about a millisecond, most of it in the kernel.
     pub(super) fn new(template: Arc<Inner>) -> Result<Self, Error> {
         let place = template.fixture.place.clone();
-        Self::placed(template, place, Pages::Mapped)
+        let pages = pages(&template);
+        Self::placed(template, place, pages)
     }
 
     /// Makes one that runs somewhere else than usual, or gets its memory in another way.
@@ -50,28 +53,24 @@ impl Shell {
             Place::InProcess => here(&template, pages)?,
             Place::Worker(workers) => in_worker(workers, &template, pages)?,
         };
-        stream.set_nonblocking(true).map_err(|error| {
-            let message = "cannot use the guest's channel";
-            Error::because(ErrorKind::HostUnsupported, message, error)
-        })?;
+        stream
+            .set_nonblocking(true)
+            .map_err(Error::of_host("cannot use the guest's channel"))?;
         Ok(Self {
             vm,
             place,
             stream,
             template,
-            is_warm: false,
         })
     }
 
-    /// Brings in what the guest touches first, so that it need not wait for each page.
+    /// Brings in what the guest touches first, so that it need not wait for each page. Takes as long
+    /// as the guest would take for it: worth it where nobody waits.
     #[must_use]
-    pub(super) fn warm(mut self) -> Self {
-        if !self.is_warm {
-            if let Some(touched) = &self.template.working_set {
-                let parcel = &self.template.parcel;
-                self.vm.prefetch(touched, || parcel.working_set(touched));
-            }
-            self.is_warm = true;
+    pub(super) fn warm(self) -> Self {
+        if let Some(touched) = &self.template.ahead {
+            let parcel = &self.template.parcel;
+            self.vm.prefetch(touched, || parcel.working_set(touched));
         }
         self
     }
@@ -96,23 +95,18 @@ impl Shell {
             place,
             stream,
             template,
-            is_warm: _,
-        } = self.warm();
+        } = self;
         let identity = options.identity()?;
-        let internal = |message: &'static str| {
-            move |error| Error::because(ErrorKind::Internal, message, error)
-        };
         let generation_id = random()?;
         let line = Line::default();
         let hang_up = stream
             .try_clone()
-            .map_err(internal("cannot use the guest's channel"))?;
+            .map_err(Error::of_host("cannot use the guest's channel"))?;
         line.set(hang_up);
         let machine = Machine::new(vm, line);
         let stream = tokio::net::UnixStream::from_std(stream)
-            .map_err(internal("cannot use the guest's channel"))?;
+            .map_err(Error::of_host("cannot use the guest's channel"))?;
         let agent = Agent::attach(stream, template.hello.clone());
-        machine.start(Some(generation_id))?;
         let mut fixture = template.fixture.clone();
         fixture.place = place;
         if let Some(timeout) = options.timeout {
@@ -123,10 +117,26 @@ impl Shell {
             fixture.settings.output_limit = limit;
         }
         let memory = Arc::clone(&template.memory);
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, agent.identify(identity));
+        let mut answer = pin!(answer);
+        // Said before the guest runs, so that it finds the message when it wakes, and need not be
+        // woken again for it. (It can be no answer yet.)
+        let early = poll_fn(|context| Poll::Ready(answer.as_mut().poll(context))).await;
+        tokio::task::yield_now().await;
+        machine.start(Some(generation_id))?;
         // From here on a failure is explained by what became of the guest, and ends it.
         let sandbox = Sandbox::new(machine, agent.clone(), fixture, Some(memory));
-        match tokio::time::timeout(ANSWER_TIMEOUT, agent.identify(identity)).await {
-            Ok(Ok(())) => Ok(sandbox),
+        let answer = match early {
+            Poll::Ready(answer) => answer,
+            Poll::Pending => answer.await,
+        };
+        match answer {
+            Ok(Ok(())) => {
+                // What this tells the guest's kernel, to draw its random numbers from elsewhere, it
+                // has just been told in another way. It is for who else listens, and not waited for.
+                sandbox.parts()?.vm.announce()?;
+                Ok(sandbox)
+            }
             Ok(Err(error)) => Err(failed(sandbox.explain(error).await)),
             Err(_) => Err(Error::new(
                 ErrorKind::ForkFailed,
@@ -139,19 +149,26 @@ impl Shell {
     }
 }
 
+/// How the clones of `template` get their memory, if it is not said otherwise.
+pub(super) fn pages(template: &Inner) -> Pages {
+    match template.fixture.memory.backing {
+        Backing::Mapped | Backing::HugePages => Pages::Mapped,
+        Backing::OnDemand { window_pages } => Pages::OnDemand {
+            window: window_pages,
+        },
+    }
+}
+
 /// A clone in this process, and the host's end of its channel.
 fn here(template: &Inner, pages: Pages) -> Result<(GuestVm, UnixStream), Error> {
     let fixture = &template.fixture;
-    let host = |message: &'static str| {
-        move |error| Error::because(ErrorKind::HostUnsupported, message, error)
-    };
     let disk = fixture
         .disk
         .try_clone()
-        .map_err(host("cannot use the image's file once more"))?;
+        .map_err(Error::of_host("cannot use the image's file once more"))?;
     let backing = match pages {
-        Pages::Mapped => Backing::Mapped,
-        Pages::OnDemand { window } => Backing::Paged {
+        Pages::Mapped => ember_vmm::Backing::Mapped,
+        Pages::OnDemand { window } => ember_vmm::Backing::Paged {
             source: Arc::clone(template.checkpoint.memory()) as _,
             options: PagerOptions {
                 window_pages: window,
@@ -166,6 +183,7 @@ fn here(template: &Inner, pages: Pages) -> Result<(GuestVm, UnixStream), Error> 
             ..VsockConfig::default()
         },
         backing,
+        mergeable: fixture.memory.mergeable,
         ..RestoreConfig::default()
     };
     if let Some(signal) = fixture.kick_signal {
@@ -206,6 +224,7 @@ fn in_worker(
             .any(|device| matches!(device.device, DeviceState::Balloon(_))),
         disks: vec![read_only_disk(&template.fixture.disk)],
         pages,
+        mergeable: template.fixture.memory.mergeable,
         channel,
         port: AGENT_PORT,
     };

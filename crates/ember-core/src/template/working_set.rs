@@ -3,12 +3,14 @@
 
 use std::sync::Arc;
 
-use ember_snapshot::{PageSet, WorkingSet};
+use ember_snapshot::memory::MemoryImage;
+use ember_snapshot::{HUGE_PAGE_BYTES, PAGE_SIZE, PageRun, PageSet, WorkingSet};
 use ember_worker::host::Pages;
 
 use super::Inner;
 use super::options::ForkOptions;
 use super::shell::Shell;
+use crate::backing::Backing;
 use crate::blocking::blocking;
 use crate::code::Code;
 use crate::error::{Error, ErrorKind};
@@ -34,8 +36,67 @@ pub(super) async fn recorded(template: Inner) -> Result<Inner, Error> {
         }
     };
     let mut template = into_inner(template).await?;
-    template.working_set = Some(WorkingSet { written, read });
+    let recorded = WorkingSet { written, read };
+    let (image, backing) = (template.memory.image(), template.fixture.memory.backing);
+    template.ahead = ahead(image, backing, Some(&recorded))?;
+    template.working_set = Some(recorded);
     Ok(template)
+}
+
+/// Puts `memory` into the form that `backing` asks for, and gives what is best brought in ahead.
+pub(super) fn ahead(
+    memory: &MemoryImage,
+    backing: Backing,
+    touched: Option<&WorkingSet>,
+) -> Result<Option<WorkingSet>, Error> {
+    match backing {
+        Backing::Mapped => {}
+        Backing::HugePages => {
+            memory.use_huge_pages().map_err(|error| {
+                let message = "cannot put a template's memory into huge pages";
+                Error::because(ErrorKind::HostUnsupported, message, error)
+            })?;
+        }
+        // Each page is a message to the pager.
+        Backing::OnDemand { .. } => return Ok(touched.cloned()),
+    }
+    Ok(touched.map(|touched| share_in_huge_pages(memory, touched)))
+}
+
+/// A part of memory is worth a huge page if clones read so many of its pages.
+const WORTHWHILE: u64 = 8;
+
+/// Puts what all clones read and none writes to, their kernel's code above all, into huge pages of
+/// the memory that they share: to map 2 MiB takes as long as to map a page. Gives the working set
+/// with these in whole, as it is best brought in ahead.
+fn share_in_huge_pages(memory: &MemoryImage, touched: &WorkingSet) -> WorkingSet {
+    let pages = HUGE_PAGE_BYTES / PAGE_SIZE;
+    let mut read = touched.read.clone();
+    for unit in 0..memory.bytes() / HUGE_PAGE_BYTES {
+        let Some(whole) = PageRun::new(unit * pages, pages) else {
+            continue;
+        };
+        let within = |set: &PageSet| -> u64 {
+            let runs = set.runs().iter();
+            runs.filter_map(|run| run.intersection(&whole))
+                .map(|run| run.pages())
+                .sum()
+        };
+        if within(&touched.written) > 0 || within(&touched.read) < WORTHWHILE {
+            continue;
+        }
+        match memory.use_huge_pages_for(&PageSet::from_iter([whole])) {
+            Ok(_) => read.insert(whole),
+            Err(error) => {
+                tracing::debug!(%error, "a template is not in huge pages");
+                break;
+            }
+        }
+    }
+    WorkingSet {
+        read,
+        written: touched.written.clone(),
+    }
 }
 
 /// What a clone with this memory has touched when it answers: written, or, where each page is

@@ -90,7 +90,16 @@ impl MemoryImage {
     /// # Errors
     /// [`MemoryError::NoHugePages`] if the kernel has none for files in memory.
     pub fn use_huge_pages(&self) -> Result<u64, MemoryError> {
-        collapse(&self.file, self.bytes, &self.data_pages()?).map_err(MemoryError::NoHugePages)
+        self.use_huge_pages_for(&self.data_pages()?)
+    }
+
+    /// [`use_huge_pages`](Self::use_huge_pages) for those parts of 2 MiB only that have some of
+    /// `pages`.
+    ///
+    /// # Errors
+    /// As for [`use_huge_pages`](Self::use_huge_pages).
+    pub fn use_huge_pages_for(&self, pages: &PageSet) -> Result<u64, MemoryError> {
+        collapse(&self.file, self.bytes, pages).map_err(MemoryError::NoHugePages)
     }
 
     /// The pages for which there is something in the file. All others are zero.

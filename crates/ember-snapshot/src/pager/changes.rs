@@ -57,15 +57,22 @@ pub fn touched_pages(mapping: &GuestMapping) -> Result<WorkingSet, PagerError> {
     })
 }
 
-/// Maps the pages of a working set ahead of their use: those that are written to as copies of the
-/// guest's own.
+/// Maps pages ahead of their use, as if the guest had read them.
 ///
 /// Needs Linux 5.14. What it fails to map will be mapped when it is used.
-pub fn prefetch(mapping: &GuestMapping, set: &WorkingSet) -> Result<(), PagerError> {
+pub fn map_ahead(mapping: &GuestMapping, pages: &PageSet) -> Result<(), PagerError> {
     mapping
-        .populate(&set.written, true)
-        .and_then(|()| mapping.populate(&set.read, false))
+        .populate(pages, false)
         .map_err(PagerError::io("map the pages of a working set ahead"))
+}
+
+/// Makes the guest's own copies of pages ahead of its writing to them.
+///
+/// Needs Linux 5.14. What it fails to copy will be copied when it is written to.
+pub fn copy_ahead(mapping: &GuestMapping, pages: &PageSet) -> Result<(), PagerError> {
+    mapping
+        .populate(pages, true)
+        .map_err(PagerError::io("copy the pages of a working set ahead"))
 }
 
 /// Finds changed pages also where memory was protected meanwhile.

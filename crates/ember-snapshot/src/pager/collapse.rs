@@ -12,7 +12,7 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use crate::pages::{PAGE_SIZE, PageSet};
 
 /// The size of a huge page: what one entry of a page table's second level maps.
-pub(crate) const HUGE_PAGE_BYTES: u64 = 2 << 20;
+pub const HUGE_PAGE_BYTES: u64 = 2 << 20;
 
 /// Makes huge pages of those parts of `file`, which is in memory, that have some of `pages`. Gives
 /// how many bytes are in huge pages now; those are there in full, zeroes included.

@@ -3,7 +3,7 @@
 //! - [`Pager`] fills memory when the guest first touches it, from any [`PageSource`].
 //! - [`ProtectedCopy`] copies what a guest has changed while the guest goes on.
 //! - [`changed_pages`] says what a guest has changed, [`WorkingSet`] is made by [`touched_pages`]
-//!   and given to [`prefetch`].
+//!   and given to [`copy_ahead`] and [`map_ahead`].
 //!
 //! The first two use userfaultfd (`Documentation/admin-guide/mm/userfaultfd.rst` of the kernel).
 //! The faults of a guest are the kernel's own, raised inside `KVM_RUN`, and not every process may
@@ -25,7 +25,8 @@ use std::io;
 pub use crate::source::PageSource;
 #[doc(no_inline)]
 pub use crate::working_set::WorkingSet;
-pub use changes::{changed_pages, prefetch, touched_pages};
+pub use changes::{changed_pages, copy_ahead, map_ahead, touched_pages};
+pub use collapse::HUGE_PAGE_BYTES;
 pub use mapping::{GuestMapping, InvalidMapping, Segment};
 pub use on_demand::{AfterFailure, Pager, PagerFailure, PagerOptions};
 pub use protect::{CopyStats, PreparedCopy, ProtectedCopy};

@@ -1,7 +1,7 @@
 //! Finding out what was touched, and touching it ahead.
 
 use ember_snapshot::memory::{MemoryBuilder, MemoryError};
-use ember_snapshot::pager::{WorkingSet, changed_pages, prefetch, touched_pages};
+use ember_snapshot::pager::{WorkingSet, changed_pages, copy_ahead, map_ahead, touched_pages};
 
 use crate::mapping::{Mapping, PAGE};
 use crate::{bytes, content, image, set};
@@ -75,7 +75,8 @@ fn a_working_set_is_mapped_ahead() {
     let recorded = WorkingSet::decode(&recorded.encode()).unwrap();
 
     let second = Mapping::private(image.file(), 1000);
-    prefetch(&second.guest(), &recorded).unwrap();
+    copy_ahead(&second.guest(), &recorded.written).unwrap();
+    map_ahead(&second.guest(), &recorded.read).unwrap();
     let there = touched_pages(&second.guest()).unwrap();
     assert_eq!(there.written, recorded.written);
     assert!(there.read.contains(300));

@@ -47,12 +47,25 @@ impl GenerationId {
     /// If the guest's memory has no place for it, which a VM that was built has.
     pub fn set(&self, id: [u8; 16]) -> io::Result<()> {
         self.store(id)?;
-        self.line.write(1)
+        self.announce()
     }
 
-    fn store(&self, id: [u8; 16]) -> io::Result<()> {
+    /// Gives the guest a new id. Whoever reads it there sees it from now on; nobody is told before
+    /// [`announce`](Self::announce).
+    ///
+    /// # Errors
+    /// As for [`set`](Self::set).
+    pub fn store(&self, id: [u8; 16]) -> io::Result<()> {
         self.memory
             .write_slice(&id, GENERATION_ID)
             .map_err(io::Error::other)
+    }
+
+    /// Tells the guest that it has a new id.
+    ///
+    /// # Errors
+    /// If the host refuses to raise the interrupt.
+    pub fn announce(&self) -> io::Result<()> {
+        self.line.write(1)
     }
 }

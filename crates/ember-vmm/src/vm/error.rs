@@ -1,5 +1,7 @@
 //! Why there is no VM.
 
+use nix::libc;
+
 /// A VM cannot be built.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -27,6 +29,26 @@ pub enum BuildError {
     Kernel(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
+impl BuildError {
+    /// Whether the host could do it, and has not enough left: descriptors, memory or threads.
+    pub fn is_exhausted(&self) -> bool {
+        let mut next: Option<&(dyn std::error::Error + 'static)> = Some(self);
+        while let Some(error) = next {
+            let number = match error.downcast_ref::<std::io::Error>() {
+                Some(error) => error.raw_os_error(),
+                None => error
+                    .downcast_ref::<kvm_ioctls::Error>()
+                    .map(|error| error.errno()),
+            };
+            if let Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EAGAIN) = number {
+                return true;
+            }
+            next = error.source();
+        }
+        false
+    }
+}
+
 pub(super) fn host<E>(step: impl Into<String>) -> impl FnOnce(E) -> BuildError
 where
     E: std::error::Error + Send + Sync + 'static,
@@ -35,5 +57,21 @@ where
     move |source| BuildError::Host {
         step,
         source: Box::new(source),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn what_a_host_has_too_little_of_is_told_from_what_it_cannot_do() {
+        let of = |error: io::Error| host::<io::Error>("make a VM")(error);
+        assert!(of(io::Error::from_raw_os_error(libc::EMFILE)).is_exhausted());
+        assert!(!of(io::Error::from_raw_os_error(libc::ENOSYS)).is_exhausted());
+        assert!(host("make a VM")(kvm_ioctls::Error::new(libc::ENOMEM)).is_exhausted());
+        assert!(!BuildError::Configuration("too many".into()).is_exhausted());
     }
 }

@@ -218,6 +218,10 @@ pub struct RestoreConfig {
     pub vsock: VsockConfig,
     /// Where its memory is.
     pub backing: Backing,
+    /// Whether the host's kernel may merge pages of equal content that the guest has written, with
+    /// its own and with those of others that may be merged (KSM). That is a side channel among
+    /// them: a write to a merged page takes longer.
+    pub mergeable: bool,
 }
 
 impl Default for RestoreConfig {
@@ -230,6 +234,7 @@ impl Default for RestoreConfig {
             networks: Vec::new(),
             vsock: VsockConfig::default(),
             backing: Backing::default(),
+            mergeable: false,
         }
     }
 }
@@ -270,6 +275,11 @@ pub(super) fn restore(
         "cannot map {} MiB of guest memory",
         state.memory_bytes >> 20
     )))?;
+    if config.mergeable {
+        memory::allow_merging(&memory).map_err(host(
+            "cannot have equal pages merged, which takes a kernel with KSM",
+        ))?;
+    }
     let vm = new_vm(hypervisor.kvm(), memory)?;
     let event_loop = EventLoop::new().map_err(host("cannot create the device thread's epoll"))?;
     let devices = Devices::restore(&mut config, state, &vm)?;

@@ -112,16 +112,25 @@ impl Vm {
     /// but how long things take, so that nobody is told what could not be done.
     pub fn prefetch(&self, touched: &WorkingSet) {
         let _transition = self.transition();
-        let mapped = memory::mapping(self.vm.memory())
-            .map_err(|error| error.to_string())
-            .and_then(|mapping| {
-                pager::prefetch(&mapping, touched).map_err(|error| error.to_string())
-            });
-        if let Err(error) = mapped {
-            tracing::debug!(error, "a guest's working set cannot be mapped ahead");
+        let debug = |error: String| {
+            tracing::debug!(error, "a guest's working set cannot be brought in ahead");
+        };
+        let mapping = match memory::mapping(self.vm.memory()) {
+            Ok(mapping) => mapping,
+            Err(error) => return debug(error.to_string()),
+        };
+        if let Err(error) = pager::copy_ahead(&mapping, &touched.written) {
+            debug(error.to_string());
         }
         if let Some(vcpu) = self.vcpus.first().filter(|_| self.control.is_paused()) {
-            memory::map_for_guest(&vcpu.lock(), self.vm.memory(), touched);
+            // To ask for a run takes longer than to map two pages more.
+            let all = touched.written.union(&touched.read).without_gaps_of(2);
+            if memory::map_for_guest(&vcpu.lock(), self.vm.memory(), &all) {
+                return;
+            }
+        }
+        if let Err(error) = pager::map_ahead(&mapping, &touched.read) {
+            debug(error.to_string());
         }
     }
 

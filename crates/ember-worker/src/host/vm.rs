@@ -80,6 +80,8 @@ pub struct RestoreConfig<'a> {
     pub disks: Vec<DiskConfig>,
     /// How it gets its memory.
     pub pages: Pages,
+    /// See [`ember_vmm::RestoreConfig::mergeable`].
+    pub mergeable: bool,
     /// The device's end of the stream that its agent had open to [`port`](Self::port).
     pub channel: UnixStream,
     /// The host's port that its agent had called.
@@ -193,6 +195,7 @@ impl RemoteVm {
             has_balloon,
             disks,
             pages,
+            mergeable,
             channel,
             port,
         } = config;
@@ -203,6 +206,7 @@ impl RemoteVm {
                 Pages::Mapped => None,
                 Pages::OnDemand { window } => Some(window),
             },
+            mergeable,
         });
         let mut files = vec![
             workers.kvm(),
@@ -239,10 +243,15 @@ impl RemoteVm {
         self.link().process().id()
     }
 
-    /// Lets it run for the first time, with this generation id if it is to have a new one. Does not
-    /// wait: if it cannot, it ends.
+    /// Lets it run for the first time, with this generation id if it is to have a new one: it is in
+    /// its place then, and [announced](Self::announce) later. Does not wait: if it cannot, it ends.
     pub fn start(&self, generation_id: Option<[u8; 16]>) {
         self.link().post(Request::Start { generation_id }, &[]);
+    }
+
+    /// Tells the guest that it has another generation id than before. Does not wait.
+    pub fn announce(&self) {
+        self.link().post(Request::Announce, &[]);
     }
 
     /// Holds it still.

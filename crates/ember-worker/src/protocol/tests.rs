@@ -26,6 +26,7 @@ fn calls() -> Vec<Call> {
             disks: disks(1),
             port: 1024,
             window_pages: Some(1),
+            mergeable: true,
         }),
         Request::Start {
             generation_id: Some([9; 16]),
@@ -33,6 +34,7 @@ fn calls() -> Vec<Call> {
         Request::Pause,
         Request::Resume,
         Request::Prefetch,
+        Request::Announce,
         Request::SetBalloon { bytes: 1 << 40 },
         Request::Balloon,
         Request::Save,

@@ -97,6 +97,7 @@ impl Machine {
                 ..VsockConfig::default()
             },
             backing,
+            mergeable: restore.mergeable,
             ..RestoreConfig::default()
         };
         let checkpoint = Checkpoint::with(hypervisor, state, memory).map_err(|error| {
@@ -140,9 +141,14 @@ impl Machine {
         match request {
             Request::Start { generation_id } => {
                 if let (Some(new), Some(device)) = (generation_id, self.vm.generation_id()) {
-                    device.set(*new).map_err(refused(RefusalKind::Internal))?;
+                    device.store(*new).map_err(refused(RefusalKind::Internal))?;
                 }
                 self.vm.start().map_err(ended)?;
+            }
+            Request::Announce => {
+                if let Some(device) = self.vm.generation_id() {
+                    device.announce().map_err(refused(RefusalKind::Internal))?;
+                }
             }
             Request::Pause => self.vm.pause().map_err(ended)?,
             Request::Resume => self.vm.resume().map_err(ended)?,
@@ -275,6 +281,7 @@ fn pages_answer(pages: &PageSet, files: &mut Files) -> Result<Answer, Refusal> {
 fn build_refusal(error: &BuildError) -> Refusal {
     let kind = match error {
         BuildError::Configuration(_) | BuildError::Kernel(_) => RefusalKind::Invalid,
+        _ if error.is_exhausted() => RefusalKind::NoRoom,
         _ => RefusalKind::Host,
     };
     Refusal::new(kind, chain(error))

@@ -1,0 +1,187 @@
+//! A host that runs out of something: an error that says so, nothing left, and all is well again
+//! when there is enough.
+#![allow(missing_docs, clippy::unwrap_used, reason = "it is a test")]
+
+mod common;
+
+use std::fs;
+use std::process;
+use std::time::Duration;
+
+use common::runtime;
+use ember_core::{
+    Backing, ByteSize, Command, Error, ErrorKind, Image, LoadOptions, Placement, Sandbox, Template,
+    TemplateBuilder,
+};
+use ember_leak::LeakGate;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+fn builder() -> TemplateBuilder {
+    Template::builder(Image::pack("python"))
+        .memory(ByteSize::mib(128))
+        .cached(false)
+}
+
+/// The runtime's idle threads end after ten seconds.
+fn gate() -> LeakGate {
+    let settle = Duration::from_secs(30);
+    LeakGate::builder().settle(settle).arm().unwrap()
+}
+
+async fn says_something(sandbox: &Sandbox) {
+    let output = sandbox.exec(Command::from_argv(["echo", "here"])).await;
+    assert_eq!(output.unwrap().stdout, "here\n");
+}
+
+/// Runs `work` with at most `most` of `resource`.
+async fn with_at_most<T>(resource: Resource, most: u64, work: impl Future<Output = T>) -> T {
+    let usual = getrlimit(resource);
+    let current = Some(most);
+    setrlimit(resource, Rlimit { current, ..usual }).unwrap();
+    let result = work.await;
+    setrlimit(resource, usual).unwrap();
+    result
+}
+
+fn assert_exhausted(error: &Error, what: &str) {
+    assert_eq!(error.kind(), ErrorKind::Exhausted, "{what}: {error:?}");
+}
+
+#[test]
+fn a_clone_for_which_there_are_not_enough_descriptors_is_an_error_and_leaves_nothing() {
+    ember_leak::isolated!(|| runtime().block_on(async {
+        let template = builder().build().await.unwrap();
+        let first = template.fork().await.unwrap();
+        says_something(&first).await;
+        template.fork().await.unwrap().close().await;
+        let gate = gate();
+
+        let open = fs::read_dir("/proc/self/fd").unwrap().count() as u64;
+        let mut refused = 0;
+        // One more each time: it fails at each of its steps.
+        for more in 0..60 {
+            match with_at_most(Resource::Nofile, open + more, template.fork()).await {
+                Err(error) => assert_exhausted(&error, &format!("{more} more descriptors")),
+                Ok(clone) => {
+                    says_something(&clone).await;
+                    clone.close().await;
+                    break;
+                }
+            }
+            refused += 1;
+        }
+        assert!((10..60).contains(&refused), "{refused} were refused");
+        gate.check().unwrap();
+        says_something(&first).await;
+        let another = template.fork().await.unwrap();
+        says_something(&another).await;
+        another.close().await;
+        first.close().await;
+    }));
+}
+
+/// The size of this process's address space in bytes.
+fn address_space() -> u64 {
+    let pages = fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = pages.split(' ').next().unwrap().parse().unwrap();
+    pages * 4096
+}
+
+#[test]
+fn a_clone_for_which_there_is_not_enough_memory_is_an_error_and_leaves_nothing() {
+    ember_leak::isolated!(|| runtime().block_on(async {
+        let template = builder().build().await.unwrap();
+        // The runtime's threads, and their arenas, are there.
+        let clones = template.fork_many(4).await.unwrap();
+        for clone in clones {
+            clone.close().await;
+        }
+        let gate = gate();
+        for more in [1_u64, 64, 100] {
+            let most = address_space() + (more << 20);
+            let error = with_at_most(Resource::As, most, template.fork()).await;
+            assert_exhausted(&error.unwrap_err(), &format!("{more} MiB more"));
+        }
+        gate.check().unwrap();
+        let clone = template.fork().await.unwrap();
+        says_something(&clone).await;
+        clone.close().await;
+    }));
+}
+
+#[test]
+fn a_disk_that_is_full_is_an_error_and_has_no_part_of_a_template() {
+    ember_leak::isolated_namespaces!(|| runtime().block_on(async {
+        let directory = tempfile::tempdir().unwrap();
+        let mount = process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=2m", "tmpfs"])
+            .arg(directory.path())
+            .status();
+        assert!(mount.unwrap().success());
+        let template = builder().build().await.unwrap();
+        let sandbox = template.fork().await.unwrap();
+        let snapshot = sandbox.snapshot().await.unwrap();
+        for template in [&template, &snapshot] {
+            let path = directory.path().join("template");
+            let error = template.save_whole(&path).await.unwrap_err();
+            assert_exhausted(&error, "a disk of 2 MiB");
+            assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+        }
+        template.verify().await.unwrap();
+        says_something(&sandbox).await;
+        sandbox.close().await;
+        // It is in the way of the directory's removal.
+        let unmount = process::Command::new("umount")
+            .arg(directory.path())
+            .status();
+        assert!(unmount.unwrap().success());
+    }));
+}
+
+#[test]
+fn each_backing_gives_clones_their_memory() {
+    runtime().block_on(async {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("template");
+        let first = builder().build().await.unwrap();
+        first.save_whole(&path).await.unwrap();
+        let digest = first.digest().await.unwrap();
+        for backing in [Backing::Mapped, Backing::HugePages, Backing::ON_DEMAND] {
+            for placement in [Placement::InProcess, Placement::Worker] {
+                let options = LoadOptions::new()
+                    .backing(backing)
+                    .placement(placement)
+                    .mergeable(true);
+                let template = Template::load_with(&path, options).await.unwrap();
+                let huge = template.shared_bytes().is_multiple_of(2 << 20);
+                assert_eq!(huge, backing == Backing::HugePages, "{backing}");
+                let clones = template.fork_many(2).await.unwrap();
+                let clone_of_clone = clones[0].fork().await.unwrap();
+                for clone in clones.iter().chain([&clone_of_clone]) {
+                    says_something(clone).await;
+                }
+                // What clones write is their own.
+                template.verify().await.unwrap();
+                assert_eq!(template.digest().await.unwrap(), digest, "{backing}");
+                for clone in clones.into_iter().chain([clone_of_clone]) {
+                    clone.close().await;
+                }
+            }
+        }
+        // The file is not needed any more, nor looked at again.
+        let template = Template::load(&path).await.unwrap();
+        let clone = template.fork().await.unwrap();
+        fs::write(&path, "something else").unwrap();
+        fs::remove_file(&path).unwrap();
+        says_something(&clone).await;
+        let another = template.fork().await.unwrap();
+        says_something(&another).await;
+        template.verify().await.unwrap();
+        for clone in [clone, another] {
+            clone.close().await;
+        }
+        let wrong = Backing::OnDemand { window_pages: 3 };
+        let error = builder().backing(wrong).build().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidRequest, "{error:?}");
+    });
+}
