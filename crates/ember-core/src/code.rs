@@ -14,6 +14,8 @@ pub(crate) use program::{Program, WarmProgram};
 
 /// A program: its text, its language, and what it is given.
 ///
+/// It is kept from everything else in the guest ([`Command::confined`](crate::Command::confined)).
+///
 /// It runs in the image's account for programs (the packs have `user`, who is not root), in that
 /// account's home, with no standard input, unless something else is said.
 #[derive(Debug, Clone)]
@@ -169,7 +171,9 @@ impl Code {
         self
     }
 
-    /// What it may use. Its compiler is not bound by that.
+    /// What it may use. Where this says nothing, it may have 512 processes and threads, what is left
+    /// of the guest's memory, and where its output is collected, as much output as is kept. Its
+    /// compiler is not bound by that.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;

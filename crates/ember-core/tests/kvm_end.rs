@@ -10,12 +10,11 @@ use ember_core::{Code, Command, ErrorKind};
 use ember_leak::LeakGate;
 use tokio::io::AsyncReadExt;
 
-/// Calls `reboot(2)` with `command`, as root.
-fn reboot(command: u32) -> Code {
-    Code::python(format!(
-        "import ctypes, time; ctypes.CDLL(None).reboot({command:#x}); time.sleep(600)"
-    ))
-    .user("root")
+/// Calls `reboot(2)` with `command`, as root, which a program may not.
+fn reboot(command: u32) -> Command {
+    let code =
+        format!("import ctypes, time; ctypes.CDLL(None).reboot({command:#x}); time.sleep(600)");
+    Command::from_argv(["/usr/bin/python3", "-c", &code])
 }
 
 const POWER_OFF: u32 = 0x4321_fedc;
@@ -33,7 +32,7 @@ fn a_guest_that_dies_in_a_call_is_an_error_that_says_how() {
                 .unwrap();
             let mut output = other.take_stdout().unwrap();
 
-            let error = sandbox.run(reboot(command)).await.unwrap_err();
+            let error = sandbox.exec(reboot(command)).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::GuestDied, "{error:?}");
             assert!(error.to_string().contains(how), "{error}");
 
@@ -56,8 +55,8 @@ fn a_guest_that_hangs_is_stopped_from_outside() {
         let begun = Instant::now();
         // Long enough to get to the halt.
         let limit = Duration::from_secs(10);
-        let code = reboot(HALT).timeout(limit);
-        let error = sandbox.run(code).await.unwrap_err();
+        let halt = reboot(HALT).timeout(limit);
+        let error = sandbox.exec(halt).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::GuestDied, "{error:?}");
         assert!(begun.elapsed() >= limit);
         let error = sandbox.ping().await.unwrap_err();

@@ -48,6 +48,18 @@ pub(crate) struct WarmProgram {
     pub(crate) timeout: Option<Duration>,
 }
 
+impl Program {
+    /// Ends it if it writes more than this, unless it says something else about that.
+    pub(crate) fn output_at_most(mut self, bytes: usize) -> Self {
+        self.command = self.command.output_at_most(bytes as u64);
+        self.warm = self.warm.map(|warm| WarmProgram {
+            command: warm.command.output_at_most(bytes as u64),
+            ..warm
+        });
+        self
+    }
+}
+
 impl From<Command> for Program {
     fn from(command: Command) -> Self {
         Self {
@@ -159,8 +171,8 @@ impl Code {
             warm = warm.env(&name, &value);
             command = command.env(name, value);
         }
-        command = command.limits(self.limits);
-        warm = warm.limits(self.limits);
+        command = command.limits(self.limits).confined();
+        warm = warm.limits(self.limits).confined();
         if let Some(timeout) = self.timeout {
             command = command.timeout(timeout);
         }

@@ -295,9 +295,9 @@ impl Sandbox {
 
     /// Runs a program that was made ready for a guest of this image.
     pub(crate) async fn run_program(&self, program: Program) -> Result<Output, Error> {
-        match self.launch(program).await? {
+        let limit = self.fixture.settings.output_limit;
+        match self.launch(program.output_at_most(limit)).await? {
             Launched::Running(process, input, compile) => {
-                let limit = self.fixture.settings.output_limit;
                 let output = process.output_of(input, limit).await?;
                 Ok(Output { compile, ..output })
             }

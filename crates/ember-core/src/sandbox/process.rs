@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ember_guest::host::{self, ProcessControl, ProcessOutput, ProcessStdin};
-use ember_guest::protocol::{Outcome, PtySize};
+use ember_guest::protocol::{LimitHit, Outcome, PtySize};
 use tokio::io::AsyncWriteExt;
 
 use super::Guest;
@@ -134,7 +134,7 @@ impl Process {
             Ok(output) => Ok(Output {
                 stdout: output.stdout.into(),
                 stderr: output.stderr.into(),
-                truncated: output.truncated,
+                truncated: output.truncated || output.outcome.limit == Some(LimitHit::Output),
                 outcome: output.outcome,
                 compile: None,
             }),

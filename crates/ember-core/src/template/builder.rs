@@ -373,7 +373,8 @@ impl Runners {
             let runner = WarmRunner::new(&language.name, &language.runner)
                 .setup(setup)
                 .user(&account.user)
-                .current_dir(&account.home);
+                .current_dir(&account.home)
+                .confined();
             let step = format!("warm up {}", language.name);
             let started = async {
                 match parts.agent.warm(runner).await {

@@ -10,7 +10,9 @@ and a payload. With the flag 1 the payload is not behind the header but in a fil
 
     agent  -> runner   1 SETUP    code to run first
     runner -> agent    2 READY    it has been run
-    agent  -> runner   3 FORK     make a spare
+    agent  -> runner   3 FORK     make a spare; if namespaces come along (PID, mount, IPC), it has
+                                  to be in them, and has to confine itself: the payload is the
+                                  filter for its system calls, as the kernel takes it
     runner -> agent    4 SPARE    here it is: its socket comes along
     spare  -> agent    5 WAITING  sent with the process's credentials
     agent  -> spare    6 RUN      stdin, stdout and stderr come along, then perhaps the file;
@@ -51,10 +53,17 @@ LENGTH = struct.Struct("<I")
 MAX_FDS = 4
 # More is sent in a file.
 MAX_INLINE = 64 * 1024
+# For setns(2), prctl(2) and capset(2).
+CLONE_NEWPID = 0x20000000
+PR_CAPBSET_DROP, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 24, 22, 38, 47
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+SECCOMP_MODE_FILTER = 2
+CAPABILITY_VERSION = 0x20080522
 # What a spare that cannot run its program exits with, and says why on its standard error.
 CANNOT_RUN = 126
 
-flush_c_streams = ctypes.CDLL(None).fflush
+libc = ctypes.CDLL(None, use_errno=True)
+flush_c_streams = libc.fflush
 reseed_hooks = []
 
 
@@ -101,6 +110,36 @@ def fields(payload):
         (length,) = LENGTH.unpack_from(payload, place)
         place += LENGTH.size + length
         yield payload[place - length : place]
+
+
+def call(function, *arguments):
+    """Calls a function of the C library that says by -1 that it has failed."""
+    if function(*arguments) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{function.__name__}{arguments}: {os.strerror(number)}")
+
+
+def prctl(option, *arguments):
+    values = [ctypes.c_ulong(it) for it in (*arguments, 0, 0, 0, 0)[:4]]
+    call(libc.prctl, option, *values)
+
+
+def confine(rules):
+    """Gives up for good what a program is not to have: every right beyond its user's, and the
+    system calls that the filter denies."""
+    for capability in range(64):
+        try:
+            prctl(PR_CAPBSET_DROP, capability)
+        except OSError:
+            # There are no more.
+            break
+    header = struct.pack("Ii", CAPABILITY_VERSION, 0)
+    call(libc.capset, header, bytes(24))
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+    instructions = ctypes.create_string_buffer(rules, len(rules))
+    program = struct.pack("HxxxxxxN", len(rules) // 8, ctypes.addressof(instructions))
+    program = ctypes.create_string_buffer(program, len(program))
+    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(program))
 
 
 def on_reseed(function):
@@ -273,19 +312,29 @@ def rehearse():
 def serve(control):
     """Makes spares. Comes back in a spare that has something to run, with that."""
     while (message := receive(control)) is not None:
-        if message[0] != FORK:
-            raise ValueError(f"the agent sent a message of kind {message[0]}")
+        kind, rules, namespaces = message
+        if kind != FORK:
+            raise ValueError(f"the agent sent a message of kind {kind}")
         near, far = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM)
         near, far = _socket.socket(fileno=near.detach()), _socket.socket(fileno=far.detach())
         # The agent learns from the kernel who waits.
         far.setsockopt(_socket.SOL_SOCKET, _socket.SO_PASSCRED, 1)
         child = os.fork()
         if child == 0:
+            if namespaces:
+                # Of the children, not of this process.
+                call(libc.setns, namespaces[0], CLONE_NEWPID)
             if os.fork():
                 os._exit(0)
             control.close()
             far.close()
             os.setsid()
+            if namespaces:
+                for namespace in namespaces[1:]:
+                    call(libc.setns, namespace, 0)
+                confine(rules)
+            for namespace in namespaces:
+                os.close(namespace)
             rehearse()
             send(near, WAITING)
             work = receive(near)
@@ -294,6 +343,8 @@ def serve(control):
                 os._exit(0)
             return work
         os.waitpid(child, 0)
+        for namespace in namespaces:
+            os.close(namespace)
         near.close()
         send(control, SPARE, [far.fileno()])
         far.close()
@@ -376,6 +427,8 @@ def load(code, argv):
 control = _socket.socket(fileno=3)
 os.set_inheritable(3, False)
 sys.path[0] = ""
+# What it may do beyond its user, to confine its programs, is nothing for programs that it starts.
+prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
 message = receive(control)
 if message is None or message[0] != SETUP:
     sys.exit("the agent did not say what to run first")

@@ -20,6 +20,13 @@ module EmberRunner
   CONTROL = 256
   # `asm-generic/ioctls.h`
   TIOCSCTTY = 0x540E
+  # For setns(2), prctl(2) and capset(2), which Ruby has no methods for: their numbers on x86-64.
+  SYS_CAPSET, SYS_PRCTL, SYS_SETNS = 126, 157, 308
+  CLONE_NEWPID = 0x20000000
+  PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = 22, 24, 38, 47
+  PR_CAP_AMBIENT_CLEAR_ALL = 4
+  SECCOMP_MODE_FILTER = 2
+  CAPABILITY_VERSION = 0x20080522
   # What a spare that cannot run its program exits with, and says why on its standard error.
   CANNOT_RUN = 126
 
@@ -93,20 +100,47 @@ module EmberRunner
     GC.start
   end
 
+  def prctl(option, *arguments)
+    syscall(SYS_PRCTL, option, *(arguments + [0, 0, 0, 0]).first(4))
+  end
+
+  # Gives up for good what a program is not to have: every right beyond its user's, and the system
+  # calls that the filter denies.
+  def confine(rules)
+    64.times do |capability|
+      prctl(PR_CAPBSET_DROP, capability)
+    rescue Errno::EINVAL
+      # There are no more.
+      break
+    end
+    syscall(SYS_CAPSET, [CAPABILITY_VERSION, 0].pack("Ll"), "\0" * 24)
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+    program = [rules.bytesize / 8].pack("Sx6") + [rules].pack("P")
+    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program)
+  end
+
   # Makes spares. Comes back in a spare that has something to run, with that.
   def serve(control)
     while (message = receive(control))
-      raise "the agent sent a message of kind #{message[0]}" if message[0] != FORK
+      kind, rules, namespaces = message
+      raise "the agent sent a message of kind #{kind}" if kind != FORK
 
       near, far = UNIXSocket.pair
       # The agent learns from the kernel who waits.
       far.setsockopt(Socket::SOL_SOCKET, Socket::SO_PASSCRED, 1)
       child = fork
       if child.nil?
+        # Of the children, not of this process.
+        syscall(SYS_SETNS, namespaces[0].fileno, CLONE_NEWPID) if namespaces.any?
         exit!(0) if fork
         control.close
         far.close
         Process.setsid
+        if namespaces.any?
+          namespaces.drop(1).each { |it| syscall(SYS_SETNS, it.fileno, 0) }
+          confine(rules)
+        end
+        namespaces.each(&:close)
         rehearse
         transmit(near, WAITING)
         work = receive(near)
@@ -115,6 +149,7 @@ module EmberRunner
         return work
       end
       Process.wait(child)
+      namespaces.each(&:close)
       near.close
       transmit(control, SPARE, far)
       far.close
@@ -173,6 +208,8 @@ end
 
 control = UNIXSocket.for_fd(3)
 control.close_on_exec = true
+# What it may do beyond its user, to confine its programs, is nothing for programs that it starts.
+EmberRunner.prctl(EmberRunner::PR_CAP_AMBIENT, EmberRunner::PR_CAP_AMBIENT_CLEAR_ALL)
 kind, setup = EmberRunner.receive(control)
 abort "the agent did not say what to run first" if kind != EmberRunner::SETUP
 RubyVM::InstructionSequence.compile(setup.force_encoding(Encoding::UTF_8), "<setup>").eval

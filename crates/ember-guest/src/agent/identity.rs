@@ -24,6 +24,8 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 const MACHINE_ID: &str = "/etc/machine-id";
 /// Where the files are that are mounted over those two.
 const FILES: &str = "/run/ember";
+/// That of the boot id, which rooms cover their own `/proc`'s with.
+pub(crate) const BOOT_ID_FILE: &str = "/run/ember/boot_id";
 /// 32 digits and the line's end (machine-id(5)).
 const MACHINE_ID_LEN: usize = 33;
 /// 32 digits, four hyphens and the line's end.
@@ -277,7 +279,6 @@ fn cover<const N: usize>(path: &str, name: &str, text: &[u8]) -> io::Result<Shar
     mount(Some(&source), path, none, MsFlags::MS_BIND, none)?;
     let read_only = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
     mount(none, path, none, read_only, none)?;
-    fs::remove_file(&source)?;
     Ok(file)
 }
 

@@ -13,6 +13,7 @@
 
 mod identity;
 mod init;
+mod room;
 mod server;
 mod spawn;
 mod sys;

@@ -118,10 +118,27 @@ impl Command {
         self
     }
 
+    /// Keeps the command from everything else in the guest: it sees no other processes, has no
+    /// capabilities, whoever it runs as, and cannot make system calls that could hurt others.
+    /// Whatever it has started is ended with it.
+    #[must_use]
+    pub fn confined(mut self) -> Self {
+        self.spawn.confined = true;
+        self
+    }
+
     /// What the command may use.
     #[must_use]
     pub fn limits(mut self, limits: Limits) -> Self {
         self.spawn.limits = limits;
+        self
+    }
+
+    /// Ends the command if it writes more than this to its outputs, unless its limits say something
+    /// else about that.
+    #[must_use]
+    pub fn output_at_most(mut self, bytes: u64) -> Self {
+        self.spawn.limits.output.get_or_insert(bytes);
         self
     }
 

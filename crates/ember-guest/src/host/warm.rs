@@ -74,6 +74,14 @@ impl WarmRunner {
         self
     }
 
+    /// Keeps its programs from everything else in the guest, as [`Command::confined`]. The runner
+    /// has to help with that, as Ember's own do.
+    #[must_use]
+    pub fn confined(mut self) -> Self {
+        self.command = self.command.confined();
+        self
+    }
+
     /// Starts the runner in this directory of the guest.
     #[must_use]
     pub fn current_dir(mut self, directory: impl Into<OsString>) -> Self {
@@ -174,10 +182,23 @@ impl WarmCommand {
         self.with(|command| command.timeout(timeout))
     }
 
+    /// See [`Command::confined`]. The runner has to confine its programs
+    /// ([`WarmRunner::confined`]).
+    #[must_use]
+    pub fn confined(self) -> Self {
+        self.with(Command::confined)
+    }
+
     /// See [`Command::limits`].
     #[must_use]
     pub fn limits(self, limits: Limits) -> Self {
         self.with(|command| command.limits(limits))
+    }
+
+    /// See [`Command::output_at_most`].
+    #[must_use]
+    pub fn output_at_most(self, bytes: u64) -> Self {
+        self.with(|command| command.output_at_most(bytes))
     }
 
     pub(super) fn into_wire(self, runner: &RunnerId) -> Warm {

@@ -21,6 +21,9 @@ pub const FEATURE_FREEZE: u64 = 1 << 2;
 /// The agent keeps runners (`Warm`, `Run`).
 pub const FEATURE_WARM: u64 = 1 << 3;
 
+/// The agent can keep a command from everything else in the guest (`Spawn::confined`).
+pub const FEATURE_CONFINE: u64 = 1 << 4;
+
 /// Tells this protocol from anything else that might listen. The line ending shows a stream that
 /// was mangled as text.
 const MAGIC: [u8; 8] = *b"EMBER\r\n\0";

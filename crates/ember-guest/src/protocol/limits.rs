@@ -8,22 +8,23 @@ use super::spawn::micros;
 
 /// What a command may use. `None` leaves the guest's own limit.
 ///
-/// Memory and processes are those of the command and everything it has started together: one that
-/// takes too much memory is ended, and the outcome says so ([`LimitHit`](super::LimitHit)); one
-/// that starts too many processes is refused the next. The others are each process's own.
+/// The first five hold for the command and everything it has started together; whoever exceeds one
+/// is ended as a whole, and its outcome says which it was ([`LimitHit`](super::LimitHit)). Those of
+/// them that the kernel does not enforce itself are looked at every 100 ms, and at the end. The
+/// others are each process's own, and exceeding one is an error that the process is told.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of memory, with the files that are written to memory (cgroup `memory.max`).
     pub memory: Option<u64>,
     /// Processes and threads (cgroup `pids.max`).
     pub processes: Option<u64>,
-    /// Processor time of each process, in whole seconds (`RLIMIT_CPU`).
+    /// Processor time (cgroup `cpu.stat`). In a guest without cgroups, of each process, in whole
+    /// seconds.
     pub cpu_time: Option<Duration>,
-    /// Bytes that may be written to standard output and standard error together. This version's
-    /// agent does not count them, and refuses a command that has this limit.
+    /// Bytes that may be written to standard output and standard error together.
     pub output: Option<u64>,
     /// Bytes that files may take which are written to memory, as the root's overlay and `/tmp` are
-    /// (cgroup `memory.stat`, `shmem`). Refused like `output`.
+    /// (cgroup `memory.stat`, `shmem`).
     pub disk: Option<u64>,
     /// Bytes of address space of each process (`RLIMIT_AS`).
     pub address_space: Option<u64>,
@@ -40,6 +41,12 @@ const UNLIMITED: u64 = u64::MAX;
 const COUNT: usize = 9;
 
 impl Limits {
+    /// Whether any is set that takes the controllers of cgroups to count.
+    pub fn need_controllers(&self) -> bool {
+        let counted = [self.memory, self.processes, self.disk];
+        counted.iter().any(Option::is_some)
+    }
+
     /// The length of its bytes.
     pub(super) const LENGTH: usize = COUNT * 8;
 

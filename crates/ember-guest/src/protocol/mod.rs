@@ -77,8 +77,8 @@ mod warm;
 
 pub use frame::{Decoder, Frame, HEADER_LEN, Header, Kind, data_flags};
 pub use hello::{
-    FEATURE_CGROUP, FEATURE_FREEZE, FEATURE_PTY, FEATURE_WARM, Hello, MIN_VERSION, VERSION,
-    VersionMismatch,
+    FEATURE_CGROUP, FEATURE_CONFINE, FEATURE_FREEZE, FEATURE_PTY, FEATURE_WARM, Hello, MIN_VERSION,
+    VERSION, VersionMismatch,
 };
 pub use identity::{ENTROPY, Identity, IdentityError, Variables};
 pub use limits::Limits;
@@ -109,6 +109,9 @@ pub const MAX_STRINGS: usize = 65_536;
 /// The most bytes in one argument or `NAME=value` pair: Linux's `MAX_ARG_STRLEN` of 32 pages, less
 /// the byte that ends it.
 pub const MAX_ARGUMENT: usize = 128 * 1024 - 1;
+/// How many processes and threads a confined command may have that does not say so itself: more
+/// than a program takes, and less than a guest bears.
+pub const MAX_PROCESSES: u64 = 512;
 /// The most bytes of a path: Linux's `PATH_MAX`, less the byte that ends it.
 pub const MAX_PATH: usize = 4095;
 /// The most bytes of a user specification, `name`, `uid`, `name:group` or `uid:gid`.

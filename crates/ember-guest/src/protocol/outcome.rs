@@ -37,9 +37,6 @@ impl fmt::Display for Status {
 }
 
 /// A limit that ended a command and everything it had started.
-///
-/// This version's agent tells `WallTime` and `Memory`; what else a command is held to shows in how it
-/// ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 #[repr(u8)]
@@ -107,11 +104,13 @@ pub struct Outcome {
     pub user: Duration,
     /// Processor time in the kernel.
     pub system: Duration,
-    /// The most memory, in bytes, that one of its processes had resident, shared memory included.
+    /// The most memory it had at a time, in bytes: what it added to the guest's use, with the files
+    /// that it wrote to memory. Of a command without limits, the most that one of its processes had
+    /// resident, shared memory included.
     pub peak_memory: u64,
     /// The most processes and threads it had at a time; 0 if they were not counted.
     pub peak_processes: u64,
-    /// How many bytes it wrote to its outputs; 0 if they were not counted.
+    /// How many bytes it wrote to its outputs, as far as they were read.
     pub output: u64,
     /// How many bytes the files that it wrote took in memory when last looked at (a root's overlay
     /// is in memory); 0 if they were not counted.

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::codec::{Reader, put_string};
 use super::{
-    ErrorCode, Limits, MAX_ARGUMENT, MAX_PATH, MAX_SPAWN, MAX_STRINGS, MAX_USER, Malformed, PtySize,
+    ErrorCode, Limits, MAX_ARGUMENT, MAX_PATH, MAX_PROCESSES, MAX_SPAWN, MAX_STRINGS, MAX_USER,
+    Malformed, PtySize,
 };
 
 /// A command to run, as it goes over the wire.
@@ -21,6 +22,11 @@ pub struct Spawn {
     pub cwd: Vec<u8>,
     /// `name`, `uid`, `name:group` or `uid:gid`; the agent's own user if empty.
     pub user: Vec<u8>,
+    /// Keep it from everything else in the guest: it gets namespaces of its own, no capabilities,
+    /// whoever it runs as, and a filter for its system calls. Whatever it has started is ended with
+    /// it. If no limit of processes is set, there is one nevertheless ([`MAX_PROCESSES`]). Of a
+    /// runner, this holds for its programs.
+    pub confined: bool,
     /// Whether standard input is fed by the host. It is `/dev/null` otherwise.
     pub stdin: bool,
     /// A terminal for the command, of this size. Implies `stdin`; all output is stdout.
@@ -130,7 +136,8 @@ mod option {
     pub(super) const STDIN: u8 = 1 << 1;
     pub(super) const PTY: u8 = 1 << 2;
     pub(super) const TIMEOUT: u8 = 1 << 3;
-    pub(super) const ALL: u8 = CLEAR_ENV | STDIN | PTY | TIMEOUT;
+    pub(super) const CONFINED: u8 = 1 << 4;
+    pub(super) const ALL: u8 = CLEAR_ENV | STDIN | PTY | TIMEOUT | CONFINED;
 }
 
 pub(super) fn shorten(bytes: &[u8]) -> String {
@@ -178,6 +185,15 @@ impl Spawn {
         Ok(())
     }
 
+    /// Its limits, with those that a confined command always has.
+    pub fn all_limits(&self) -> Limits {
+        let mut limits = self.limits;
+        if self.confined {
+            limits.processes.get_or_insert(MAX_PROCESSES);
+        }
+        limits
+    }
+
     /// Whether the host feeds its standard input.
     pub fn wants_stdin(&self) -> bool {
         self.stdin || self.pty.is_some()
@@ -208,6 +224,7 @@ impl Spawn {
             (self.stdin, option::STDIN),
             (self.pty.is_some(), option::PTY),
             (self.timeout.is_some(), option::TIMEOUT),
+            (self.confined, option::CONFINED),
         ] {
             if set {
                 options |= bit;
@@ -268,6 +285,7 @@ impl Spawn {
             clear_env: options & option::CLEAR_ENV != 0,
             cwd,
             user,
+            confined: options & option::CONFINED != 0,
             stdin: options & option::STDIN != 0,
             pty: (options & option::PTY != 0).then_some(size),
             timeout: (options & option::TIMEOUT != 0).then(|| Duration::from_micros(timeout)),

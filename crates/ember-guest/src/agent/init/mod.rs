@@ -113,7 +113,8 @@ fn live() -> Result<(), BootError> {
     if let Some(root) = &parameters.root {
         mounts::switch_to(root, &parameters)?;
     }
-    let cgroups = mounts::late()?;
+    let cgroups = mounts::late(parameters.root.is_some())?;
+    mounts::share()?;
     finish(&parameters);
 
     let trees = match cgroups {

@@ -1,8 +1,8 @@
 //! File systems: the kernel's own, the root, and what is written over it.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -52,11 +52,11 @@ pub(super) fn switch_to(device: &Path, parameters: &Parameters) -> Result<(), Bo
     mount_root(device, parameters.root_type.as_deref())?;
     let memory = format!("mode=0755,size={}", parameters.overlay);
     attach("tmpfs", UPPER, "tmpfs", MsFlags::empty(), Some(&memory))?;
-    let layers: [String; 2] = ["data", "work"].map(|name| format!("{UPPER}/{name}"));
+    let layers: [String; 4] = ["data", "work", "tmp", "shm"].map(|name| format!("{UPPER}/{name}"));
     for layer in &layers {
         directory(layer, 0o755)?;
     }
-    let [data, work] = layers;
+    let [data, work, temporary, shared] = layers;
     let options = format!("lowerdir={LOWER},upperdir={data},workdir={work}");
     attach(
         "overlay",
@@ -71,6 +71,12 @@ pub(super) fn switch_to(device: &Path, parameters: &Parameters) -> Result<(), Bo
         directory(&target, 0o755)?;
         relocate(early, &target)?;
     }
+    // All that programs can write to is one file system, so that what they fill is bounded together.
+    for (layer, target) in [(temporary, "/tmp"), (shared, "/dev/shm")] {
+        let target = format!("{MERGED}{target}");
+        directory(&target, 0o755)?;
+        bind(&layer, &target)?;
+    }
     let failed = |errno| BootError::SwitchRoot {
         path: MERGED.into(),
         errno,
@@ -83,7 +89,7 @@ pub(super) fn switch_to(device: &Path, parameters: &Parameters) -> Result<(), Bo
 }
 
 /// The rest of what programs expect. Says whether there are cgroups.
-pub(super) fn late() -> Result<bool, BootError> {
+pub(super) fn late(switched: bool) -> Result<bool, BootError> {
     attach("sysfs", "/sys", "sysfs", quiet(), None)?;
     // devtmpfs has none of these; a program's standard streams are found by these names.
     for (name, target) in [
@@ -111,9 +117,14 @@ pub(super) fn late() -> Result<bool, BootError> {
         Some("gid=5,mode=0620,ptmxmode=0666"),
     )?;
     let plain = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    attach("tmpfs", "/dev/shm", "tmpfs", plain, Some("mode=1777"))?;
-    attach("tmpfs", "/run", "tmpfs", plain, Some("mode=0755"))?;
-    attach("tmpfs", "/tmp", "tmpfs", plain, Some("mode=1777"))?;
+    // Root's own, and little.
+    let few = Some("mode=0755,size=10%");
+    attach("tmpfs", "/run", "tmpfs", plain, few)?;
+    if !switched {
+        for target in ["/tmp", "/dev/shm"] {
+            attach("tmpfs", target, "tmpfs", plain, Some("mode=1777"))?;
+        }
+    }
     match attach("cgroup2", "/sys/fs/cgroup", "cgroup2", quiet(), None) {
         Ok(()) => Ok(true),
         // A kernel without cgroups: commands are then told apart by session.
@@ -221,6 +232,39 @@ fn attach(
             errno,
         }),
     }
+}
+
+/// Shows a directory that everybody may write to at another place, where no device or program of
+/// another user's means anything.
+fn bind(directory: &str, target: &str) -> Result<(), BootError> {
+    let failed = |errno| BootError::Mount {
+        what: directory.to_owned(),
+        target: target.into(),
+        errno,
+    };
+    let none = None::<&str>;
+    let plain = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    let again = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | plain;
+    // Not by the mode that a directory is made with, of which the mask takes away.
+    fs::set_permissions(directory, Permissions::from_mode(0o1777)).map_err(|source| {
+        BootError::Create {
+            path: directory.into(),
+            source,
+        }
+    })?;
+    mount(Some(directory), target, none, MsFlags::MS_BIND, none).map_err(failed)?;
+    mount(none, target, none, again, none).map_err(failed)
+}
+
+/// Has what is mounted from now on seen in the rooms that there are.
+pub(super) fn share() -> Result<(), BootError> {
+    let none = None::<&str>;
+    let flags = MsFlags::MS_SHARED | MsFlags::MS_REC;
+    mount(none, "/", none, flags, none).map_err(|errno| BootError::Mount {
+        what: "what is mounted, for others to see,".to_owned(),
+        target: "/".into(),
+        errno,
+    })
 }
 
 fn relocate(from: &str, to: &str) -> Result<(), BootError> {

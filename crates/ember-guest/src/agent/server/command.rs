@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::unistd::write;
 
+use super::limits::Watch;
 use crate::agent::spawn::Streams;
 use crate::agent::sys::Reaped;
 use crate::agent::tree::Tree;
-use crate::protocol::{LimitHit, Outcome, Stream, WINDOW};
+use crate::protocol::{LimitHit, Outcome, Spawn, Stream, WINDOW};
 
 /// The terminal's end-of-file character (VEOF of termios(3)), in its usual setting.
 const END_OF_FILE: u8 = 4;
@@ -29,7 +30,8 @@ pub(super) struct Command {
     exit: Option<(Reaped, Duration)>,
     /// Its tree was ended by its timeout or at the host's wish: its outputs are not waited for.
     forced: bool,
-    timed_out: bool,
+    pub(super) watch: Watch,
+    pub(super) confined: bool,
     pub(super) reported: bool,
 }
 
@@ -63,21 +65,25 @@ impl Command {
         tree: Tree,
         streams: Streams,
         start: Instant,
-        timeout: Option<Duration>,
+        request: &Spawn,
     ) -> Self {
+        let watch = Watch::new(request.all_limits(), &tree, start);
         let terminal = streams.stderr.is_none();
         Self {
             tree,
             leader,
             start,
             // A timeout beyond the clock's range is none.
-            deadline: timeout.and_then(|timeout| start.checked_add(timeout)),
+            deadline: request
+                .timeout
+                .and_then(|timeout| start.checked_add(timeout)),
             input: Input::new(streams.stdin, terminal),
             stdout: Some(Output::new(streams.stdout)),
             stderr: streams.stderr.map(Output::new),
             exit: None,
             forced: false,
-            timed_out: false,
+            watch,
+            confined: request.confined,
             reported: false,
         }
     }
@@ -110,8 +116,19 @@ impl Command {
     pub(super) fn time_out(&mut self) {
         self.deadline = None;
         // A command that ended in time, and whose reader is slow, has not timed out.
-        self.timed_out = !self.tree.is_empty();
+        if !self.tree.is_idle() {
+            self.watch.hit(LimitHit::WallTime);
+        }
         self.kill();
+    }
+
+    /// Looks at its limits, if it is time to. Says whether it was ended for one.
+    pub(super) fn look(&mut self, now: Instant) -> bool {
+        let hit = self.watch.look(&self.tree, now);
+        if hit {
+            self.kill();
+        }
+        hit
     }
 
     /// Nothing but what is in its pipes can come from it any more.
@@ -138,21 +155,8 @@ impl Command {
     /// was forced.
     pub(super) fn outcome(&self) -> Option<Outcome> {
         let (reaped, wall) = self.exit.as_ref()?;
-        (self.forced || self.outputs_closed()).then(|| Outcome {
-            status: reaped.status,
-            limit: match (self.timed_out, self.tree.ran_out_of_memory()) {
-                (true, _) => Some(LimitHit::WallTime),
-                (false, true) => Some(LimitHit::Memory),
-                (false, false) => None,
-            },
-            wall: *wall,
-            user: reaped.user,
-            system: reaped.system,
-            peak_memory: reaped.peak_rss,
-            peak_processes: 0,
-            output: 0,
-            disk: 0,
-        })
+        (self.forced || self.outputs_closed())
+            .then(|| self.watch.outcome(reaped, *wall, &self.tree))
     }
 }
 

@@ -37,7 +37,7 @@ impl Session<'_> {
             return false;
         }
         // Each clone would have to make its own. One that does not come is no reason not to freeze.
-        if self.runners.stock_up() && since.elapsed() < STOCKING {
+        if self.runners.stock_up(self.agent) && since.elapsed() < STOCKING {
             return false;
         }
         let answer = match self.freeze() {

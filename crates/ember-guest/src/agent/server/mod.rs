@@ -8,6 +8,7 @@ mod command;
 mod connection;
 mod freeze;
 mod hooks;
+mod limits;
 mod runner;
 mod running;
 mod session;

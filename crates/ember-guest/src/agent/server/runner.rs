@@ -18,6 +18,7 @@ use nix::sys::socket::{
     UnixCredentials, recvmsg, sendmsg, socketpair,
 };
 
+use crate::agent::room::Room;
 use crate::agent::sys;
 use crate::agent::tree::Tree;
 use crate::agent::users::User;
@@ -54,6 +55,8 @@ pub(super) struct Runner {
     /// Its process.
     pub(super) leader: i32,
     pub(super) user: User,
+    /// Its programs are confined.
+    pub(super) confined: bool,
     control: OwnedFd,
     /// The request to be told when it is warm. None if that was told, or the request is another
     /// machine's.
@@ -72,11 +75,19 @@ pub(super) enum Stage {
     /// Not asked for.
     None,
     /// Asked for, and due at that time.
-    Asked(Instant),
+    Asked(Place, Instant),
     /// It has a socket, but has not said that it waits.
-    Born(OwnedFd, Instant),
+    Born(OwnedFd, Place, Instant),
     /// It waits.
     Waiting(Spare),
+}
+
+/// Where a process is to be.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) tree: Tree,
+    /// It has to be in the tree's room.
+    pub(super) confined: bool,
 }
 
 /// A process that waits for a program.
@@ -109,6 +120,14 @@ pub(super) enum Heard {
     Stillborn,
 }
 
+/// A process that cannot be a spare.
+#[derive(Debug)]
+pub(super) struct NotThere {
+    pub(super) tree: Tree,
+    /// It was in its room, and has ended.
+    pub(super) inside: bool,
+}
+
 /// A runner that does not do what a runner does.
 #[derive(Debug, thiserror::Error)]
 #[error("the runner is broken: {0}")]
@@ -135,6 +154,7 @@ impl Runner {
         name: String,
         leader: i32,
         user: User,
+        confined: bool,
         control: OwnedFd,
         request: u32,
     ) -> Self {
@@ -142,6 +162,7 @@ impl Runner {
             name,
             leader,
             user,
+            confined,
             control,
             announce: Some(request),
             warm: false,
@@ -160,21 +181,30 @@ impl Runner {
         send(self.control.as_fd(), kind::SETUP, code, &[])
     }
 
-    /// Asks for a spare if there is none and none is on its way.
-    pub(super) fn ask(&mut self, now: Instant) {
-        if let Stage::None = self.stage
-            && self.warm
-        {
-            // If it cannot take that, it has ended, which is noticed.
-            let _ = send(self.control.as_fd(), kind::FORK, &[], &[]);
-            self.stage = Stage::Asked(now + BIRTH);
-        }
+    /// Whether there is no spare and none is on its way.
+    pub(super) fn is_to_be_asked(&self) -> bool {
+        self.warm && matches!(self.stage, Stage::None)
+    }
+
+    /// Asks for a spare in this place. If it is confined there, it has to hand the filter to the
+    /// kernel.
+    pub(super) fn ask(&mut self, place: Place, filter: &[u8], now: Instant) {
+        let room = place.tree.room().filter(|_| place.confined);
+        let fds: Vec<RawFd> = room
+            .into_iter()
+            .flat_map(Room::all)
+            .map(|fd| fd.as_raw_fd())
+            .collect();
+        let filter = if fds.is_empty() { &[][..] } else { filter };
+        // If it cannot take that, it has ended, which is noticed.
+        let _ = send(self.control.as_fd(), kind::FORK, filter, &fds);
+        self.stage = Stage::Asked(place, now + BIRTH);
     }
 
     /// When a spare is overdue.
     pub(super) fn deadline(&self) -> Option<Instant> {
         match self.stage {
-            Stage::Asked(due) | Stage::Born(_, due) => Some(due),
+            Stage::Asked(_, due) | Stage::Born(_, _, due) => Some(due),
             _ => None,
         }
     }
@@ -187,7 +217,7 @@ impl Runner {
     /// The socket of a spare that has not said anything.
     pub(super) fn newborn(&self) -> Option<BorrowedFd<'_>> {
         match &self.stage {
-            Stage::Born(socket, _) => Some(socket.as_fd()),
+            Stage::Born(socket, ..) => Some(socket.as_fd()),
             _ => None,
         }
     }
@@ -206,11 +236,16 @@ impl Runner {
                 fd: Some(socket),
                 ..
             }) => {
-                let Stage::Asked(due) = self.stage else {
-                    return Err(Broken("it made a process that nobody asked for"));
+                return match std::mem::replace(&mut self.stage, Stage::None) {
+                    Stage::Asked(place, due) => {
+                        self.stage = Stage::Born(socket, place, due);
+                        Ok(Heard::Born)
+                    }
+                    other => {
+                        self.stage = other;
+                        Err(Broken("it made a process that nobody asked for"))
+                    }
                 };
-                self.stage = Stage::Born(socket, due);
-                return Ok(Heard::Born);
             }
             Some(_) => return Err(Broken("it sent what no runner sends")),
             None => {}
@@ -226,24 +261,30 @@ impl Runner {
             }) => Ok(Heard::Waiting(pid)),
             Received::Message(_) => Err(Broken("its process sent what none sends")),
             Received::Nothing => Ok(Heard::Nothing),
-            Received::End => {
-                self.stage = Stage::None;
-                Ok(Heard::Stillborn)
-            }
+            Received::End => Ok(Heard::Stillborn),
         }
     }
 
-    /// The newborn is none.
-    pub(super) fn lose(&mut self) {
-        self.stage = Stage::None;
-    }
-
-    /// Makes the newborn a spare.
-    pub(super) fn adopt(&mut self, pid: i32, tree: Tree) {
-        self.stage = match std::mem::replace(&mut self.stage, Stage::None) {
-            Stage::Born(socket, _) => Stage::Waiting(Spare { pid, socket, tree }),
-            other => other,
+    /// Makes the newborn, which is this process, a spare, if it is where it has to be. Else it is
+    /// none.
+    pub(super) fn adopt(&mut self, pid: i32) -> Result<(), NotThere> {
+        let Stage::Born(..) = self.stage else {
+            return Ok(());
         };
+        let Stage::Born(socket, mut place, _) = std::mem::replace(&mut self.stage, Stage::None)
+        else {
+            return Ok(());
+        };
+        let inside = !place.confined || place.tree.room().is_some_and(|room| room.holds(pid));
+        if inside && place.tree.adopt(pid).is_ok() {
+            let tree = place.tree;
+            self.stage = Stage::Waiting(Spare { pid, socket, tree });
+            return Ok(());
+        }
+        Err(NotThere {
+            tree: place.tree,
+            inside,
+        })
     }
 
     /// Takes the spare, if one waits.
@@ -254,6 +295,15 @@ impl Runner {
                 self.stage = other;
                 None
             }
+        }
+    }
+
+    /// Forgets the process that there is or is to be. Its tree is the caller's to end.
+    pub(super) fn lose(&mut self) -> Option<Tree> {
+        match std::mem::replace(&mut self.stage, Stage::None) {
+            Stage::None => None,
+            Stage::Asked(place, _) | Stage::Born(_, place, _) => Some(place.tree),
+            Stage::Waiting(spare) => Some(spare.tree),
         }
     }
 

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::sys::epoll::EpollFlags;
 use nix::sys::wait::{Id as Wait, WaitPidFlag, waitid};
@@ -14,14 +14,14 @@ use nix::unistd::Pid;
 use super::Token;
 use super::command::Command;
 use super::freeze::Phase;
-use super::runner::{self, Heard, Program, Runner, Spare, Stage};
+use super::runner::{self, Heard, NotThere, Place, Program, Runner, Spare, Stage};
 use super::session::Session;
-use super::{Id, MAX_LINGERING};
-use crate::agent::spawn::{Streams, environment, me, rlimits, user};
+use super::{Agent, Id, MAX_LINGERING};
+use crate::agent::spawn::{Purpose, Streams, environment, me, rlimits, user};
 use crate::agent::sys;
-use crate::agent::tree::{Tree, can_hold};
+use crate::agent::tree::Tree;
 use crate::agent::users::User;
-use crate::protocol::{ErrorCode, Failure, Limits, MAX_REQUESTS, Message, Warm};
+use crate::protocol::{ErrorCode, Failure, MAX_REQUESTS, Message, Spawn, Warm};
 
 /// The most runners at a time.
 const MAX_RUNNERS: usize = 16;
@@ -49,15 +49,11 @@ impl Runners {
     }
 
     /// Has every runner that could have a process ready make one. Says whether any is missing.
-    pub(super) fn stock_up(&mut self) -> bool {
-        if self.all.is_empty() {
-            return false;
-        }
-        let now = Instant::now();
+    pub(super) fn stock_up(&mut self, agent: &mut Agent) -> bool {
         let mut missing = false;
         for runner in self.all.values_mut().filter(|it| it.lacks_spare()) {
-            runner.ask(now);
-            missing = true;
+            // If there is no place now, it is looked for again when a program needs one.
+            missing |= ask(runner, agent).is_ok();
         }
         missing
     }
@@ -78,8 +74,23 @@ impl Runners {
     pub(super) fn into_trees(self) -> impl Iterator<Item = Tree> {
         self.all
             .into_values()
-            .filter_map(|mut runner| Some(runner.take_spare()?.tree))
+            .filter_map(|mut runner| runner.lose())
     }
+}
+
+/// Has a runner make a process, if it has none and makes none.
+fn ask(runner: &mut Runner, agent: &mut Agent) -> Result<(), Failure> {
+    if !runner.is_to_be_asked() {
+        return Ok(());
+    }
+    let confined = runner.confined;
+    let tree = match confined {
+        true => agent.trees.plant_room()?,
+        false => agent.trees.plant_for_any()?,
+    };
+    let place = Place { tree, confined };
+    runner.ask(place, &agent.spawner.filter(), Instant::now());
+    Ok(())
 }
 
 impl Session<'_> {
@@ -106,13 +117,13 @@ impl Session<'_> {
         tree: Tree,
         streams: Streams,
         since: Instant,
-        timeout: Option<Duration>,
+        request: &Spawn,
     ) -> Result<(), Failure> {
         let watched = streams.outputs().try_for_each(|(stream, fd)| {
             self.agent
                 .watch(fd, EpollFlags::EPOLLIN, Token::Stream(id, stream))
         });
-        let mut command = Command::new(pid, tree, streams, since, timeout);
+        let mut command = Command::new(pid, tree, streams, since, request);
         if let Err(errno) = watched {
             command.kill();
             self.ended.push((command.tree, None));
@@ -144,7 +155,15 @@ impl Session<'_> {
         let since = Instant::now();
         let user = user(&warm.command)?.unwrap_or_else(me);
         let (ours, theirs) = runner::control().map_err(|errno| unusable(&errno.desc()))?;
-        let mut tree = self.agent.trees.plant(&warm.command.limits)?;
+        let runners_own = Spawn {
+            confined: false,
+            ..warm.command.clone()
+        };
+        if warm.command.confined && !self.agent.trees.can_confine() {
+            let message = "programs cannot be confined in this guest";
+            return Err(Failure::new(ErrorCode::Unsupported, message));
+        }
+        let mut tree = self.agent.trees.plant(&runners_own)?;
         let (pid, streams) = self
             .agent
             .spawner
@@ -152,13 +171,14 @@ impl Session<'_> {
                 &warm.command,
                 &mut tree,
                 self.agent.identities.environment(),
-                Some(theirs.as_fd()),
+                Purpose::Runner(theirs.as_fd()),
             )
             .inspect_err(|_| self.agent.trees.prepare())?;
         let id = Id::Request(request);
-        self.register(id, pid, tree, streams, since, warm.command.timeout)?;
+        self.register(id, pid, tree, streams, since, &runners_own)?;
 
-        let runner = Runner::new(name.clone(), pid, user, ours, request);
+        let confined = warm.command.confined;
+        let runner = Runner::new(name.clone(), pid, user, confined, ours, request);
         self.runners.last = self.runners.last.wrapping_add(1);
         let number = self.runners.last;
         let token = Token::Runner(number);
@@ -182,13 +202,14 @@ impl Session<'_> {
 
     /// Runs a program, now or as soon as there is a process for it. The answer is sent in either
     /// case.
-    pub(super) fn run_program(&mut self, request: u32, warm: Warm) {
+    pub(super) fn run_program(&mut self, request: u32, mut warm: Warm) {
         let since = Instant::now();
         let checked = self.check_program(&warm);
         match checked {
             Err(failure) => self.connection.send(request, &Message::Error(failure)),
             Ok(number) => {
                 if let Some(runner) = self.runners.all.get_mut(&number) {
+                    warm.command.confined = runner.confined;
                     runner.waiting.push_back(Program {
                         request,
                         warm,
@@ -213,6 +234,10 @@ impl Session<'_> {
             let message = format!("there is no runner {:?}; there is {there}", warm.runner);
             return Err(Failure::new(ErrorCode::NotFound, message));
         };
+        if warm.command.confined && !self.runners.all[&number].confined {
+            let message = format!("the runner {:?} does not confine its programs", warm.runner);
+            return Err(Failure::new(ErrorCode::InvalidRequest, message));
+        }
         let cwd = &warm.command.cwd[..];
         let directory = Path::new(std::ffi::OsStr::from_bytes(cwd));
         if !cwd.is_empty() && !fs::metadata(directory).is_ok_and(|it| it.is_dir()) {
@@ -234,7 +259,11 @@ impl Session<'_> {
             }
             match runner.hear() {
                 Ok(Heard::Nothing) => break,
-                Ok(Heard::Warm) => runner.ask(Instant::now()),
+                Ok(Heard::Warm) => {
+                    if let Err(failure) = ask(runner, self.agent) {
+                        self.break_runner(number, &failure);
+                    }
+                }
                 Ok(Heard::Born) => {
                     let token = Token::Runner(number);
                     if let Some(socket) = runner.newborn()
@@ -260,20 +289,22 @@ impl Session<'_> {
         let known =
             self.leaders.contains_key(&pid) || self.runners.all.values().any(|it| it.spare_is(pid));
         let of_ours = !known && waitid(Wait::Pid(Pid::from_raw(pid)), look).is_ok();
-        let planted = match of_ours {
-            true => self.agent.trees.plant(&Limits::default()).ok(),
-            // Or it has ended, and has been buried.
-            false => None,
-        };
-        let adopted = planted.and_then(|mut tree| tree.adopt(pid).ok().map(|()| tree));
         let Some(runner) = self.runners.all.get_mut(&number) else {
             return;
         };
-        match adopted {
-            Some(tree) => runner.adopt(pid, tree),
-            None => {
-                runner.lose();
+        if !of_ours {
+            // Or it has ended, and has been buried.
+            self.mourn(number);
+            return;
+        }
+        if let Err(NotThere { mut tree, inside }) = runner.adopt(pid) {
+            tree.kill();
+            self.ended.push((tree, None));
+            if inside {
                 self.mourn(number);
+            } else {
+                let why = "it does not confine its programs, as it has to";
+                self.break_runner(number, &why);
             }
         }
     }
@@ -281,9 +312,14 @@ impl Session<'_> {
     /// A process that was to run a program is not there. The next is asked for if somebody waits,
     /// but for the one who would wait for ever for processes that end at once.
     fn mourn(&mut self, number: u32) {
-        if let Some(runner) = self.runners.all.get_mut(&number)
-            && let Some(program) = runner.waiting.pop_front()
-        {
+        let Some(runner) = self.runners.all.get_mut(&number) else {
+            return;
+        };
+        if let Some(mut tree) = runner.lose() {
+            tree.kill();
+            self.ended.push((tree, None));
+        }
+        if let Some(program) = runner.waiting.pop_front() {
             let message = "the process that was to run the program has ended";
             let failure = Failure::new(ErrorCode::Internal, message);
             self.connection
@@ -305,8 +341,15 @@ impl Session<'_> {
                 return;
             }
             let Some(spare) = runner.take_spare() else {
-                runner.ask(Instant::now());
-                return;
+                let Err(failure) = ask(runner, self.agent) else {
+                    return;
+                };
+                // There is no place for it, and nothing is left to wait for.
+                if let Some(program) = runner.waiting.pop_front() {
+                    self.connection
+                        .send(program.request, &Message::Error(failure));
+                }
+                continue;
             };
             let Some(program) = runner.waiting.pop_front() else {
                 return;
@@ -342,7 +385,7 @@ impl Session<'_> {
             since,
         } = program;
         let id = Id::Request(*request);
-        self.register(id, pid, spare.tree, streams, *since, warm.command.timeout)?;
+        self.register(id, pid, spare.tree, streams, *since, &warm.command)?;
         Ok(pid.unsigned_abs())
     }
 
@@ -358,14 +401,10 @@ impl Session<'_> {
             let message = format!("cannot {what} the program: {error}");
             Failure::new(ErrorCode::OutOfResources, message)
         };
-        can_hold(&command.limits)?;
-        if command.limits.memory.is_some() || command.limits.processes.is_some() {
-            let mut limited = self.agent.trees.plant(&command.limits)?;
-            limited
-                .adopt(spare.pid)
-                .map_err(|error| failed("limit", &error))?;
-            let plain = std::mem::replace(&mut spare.tree, limited);
-            self.ended.push((plain, None));
+        let limits = command.all_limits();
+        if limits.need_controllers() {
+            self.agent.trees.check(&limits)?;
+            spare.tree.limit(&limits)?;
         }
         for (resource, limit) in rlimits(command) {
             sys::limit_process(spare.pid, resource, limit)
@@ -403,9 +442,6 @@ impl Session<'_> {
             if runner.leader == pid {
                 self.remove_runner(number, &"it has ended");
             } else if runner.spare_is(pid) {
-                if let Some(spare) = runner.take_spare() {
-                    self.ended.push((spare.tree, None));
-                }
                 self.mourn(number);
                 self.serve_runner(number);
             }
@@ -430,9 +466,9 @@ impl Session<'_> {
         let Some(mut runner) = self.runners.all.remove(&number) else {
             return;
         };
-        if let Some(mut spare) = runner.take_spare() {
-            spare.tree.kill();
-            self.ended.push((spare.tree, None));
+        if let Some(mut tree) = runner.lose() {
+            tree.kill();
+            self.ended.push((tree, None));
         }
         for program in runner.waiting {
             let message = format!("the runner {:?} cannot run it: {why}", runner.name);

@@ -16,11 +16,12 @@ use super::freeze::Phase;
 use super::hooks::Identifying;
 use super::running::Runners;
 use super::{Agent, EVENTS, End, Id, Token};
+use crate::agent::spawn::Purpose;
 use crate::agent::sys;
 use crate::agent::tree::Tree;
 use crate::protocol::{
-    ErrorCode, FEATURE_CGROUP, FEATURE_FREEZE, FEATURE_PTY, FEATURE_WARM, Failure, Hello, Kind,
-    MAX_DATA, Malformed, Message, Spawn, Stream, WINDOW,
+    ErrorCode, FEATURE_CGROUP, FEATURE_CONFINE, FEATURE_FREEZE, FEATURE_PTY, FEATURE_WARM, Failure,
+    Hello, Kind, LimitHit, MAX_DATA, Malformed, Message, Spawn, Stream, WINDOW,
 };
 
 /// How long nothing has to happen before what can wait is done.
@@ -87,6 +88,9 @@ impl<'a> Session<'a> {
         let mut features = FEATURE_PTY | FEATURE_FREEZE | FEATURE_WARM;
         if self.agent.trees.has_cgroups() {
             features |= FEATURE_CGROUP;
+        }
+        if self.agent.trees.can_confine() {
+            features |= FEATURE_CONFINE;
         }
         self.connection
             .send(0, &Message::Hello(Hello::ours(features)));
@@ -263,18 +267,32 @@ impl<'a> Session<'a> {
                 continue;
             };
             let over = command.is_over();
+            let left = command.watch.output_left();
             let Some(output) = command.output(stream) else {
                 continue;
             };
             output.queued = false;
+            let left = match id {
+                Id::Request(_) => left,
+                Id::Detached(_) => u64::MAX,
+            };
             let scratch = &mut self.agent.scratch;
             let result = match id {
                 Id::Request(_) if output.window == 0 => {
                     // Looked at again when the host opens the window.
                     continue;
                 }
+                // Whether there is more than may be passed on.
+                Id::Request(_) if left == 0 => match read(output.fd(), &mut scratch[..1]) {
+                    Ok(1..) => {
+                        self.overflow(id);
+                        continue;
+                    }
+                    end => end,
+                },
                 Id::Request(request) => {
                     let limit = MAX_DATA.min(output.window as usize);
+                    let limit = limit.min(usize::try_from(left).unwrap_or(usize::MAX));
                     let scratch = &mut scratch[..limit];
                     self.connection
                         .send_from(output.fd(), request, stream, scratch)
@@ -284,8 +302,9 @@ impl<'a> Session<'a> {
             };
             match result {
                 Ok(0) => self.end_output(id, stream),
-                Ok(_) => {
+                Ok(count) => {
                     output.queued = true;
+                    command.watch.passed_on(count);
                     self.ready.push_back((id, stream));
                 }
                 Err(Errno::EINTR) => self.look_at(id, stream),
@@ -297,6 +316,17 @@ impl<'a> Session<'a> {
                 Err(_) => self.end_output(id, stream),
             }
         }
+    }
+
+    /// A command has written more than it may: it is ended, and what is over is dropped.
+    fn overflow(&mut self, id: Id) {
+        let Some(command) = self.commands.get_mut(&id) else {
+            return;
+        };
+        command.watch.hit(LimitHit::Output);
+        command.kill();
+        self.end_output(id, Stream::Stdout);
+        self.end_output(id, Stream::Stderr);
     }
 
     /// An output has come to its end, or nobody wants the rest.
@@ -333,6 +363,10 @@ impl<'a> Session<'a> {
             && let Some(outcome) = command.outcome()
         {
             command.reported = true;
+            if command.confined {
+                // Nothing of it lives on.
+                command.tree.kill();
+            }
             self.close_input(id);
             self.tell(id, &Message::Exited(outcome));
         }
@@ -417,7 +451,10 @@ impl<'a> Session<'a> {
     }
 
     fn next_deadline(&self) -> Option<Instant> {
-        let commands = self.commands.values().map(|command| command.deadline);
+        let commands = self
+            .commands
+            .values()
+            .flat_map(|command| [command.deadline, command.watch.next]);
         let left = self.ended.iter().chain(&self.agent.lingering);
         commands
             .chain(left.map(|(_, deadline)| *deadline))
@@ -433,17 +470,16 @@ impl<'a> Session<'a> {
         if self.next_deadline().is_none_or(|deadline| deadline > now) {
             return;
         }
-        let expired = |command: &Command| command.deadline.is_some_and(|deadline| deadline <= now);
-        let ids: Vec<Id> = self
-            .commands
-            .iter()
-            .filter(|(_, command)| expired(command))
-            .map(|(&id, _)| id)
-            .collect();
-        for id in ids {
-            if let Some(command) = self.commands.get_mut(&id) {
+        let mut ended = Vec::new();
+        for (&id, command) in &mut self.commands {
+            if command.deadline.is_some_and(|deadline| deadline <= now) {
                 command.time_out();
+                ended.push(id);
+            } else if command.look(now) {
+                ended.push(id);
             }
+        }
+        for id in ended {
             self.drain(id);
             self.settle(id);
         }
@@ -461,7 +497,7 @@ impl<'a> Session<'a> {
             }
         }
         self.agent.trees.prepare();
-        self.runners.stock_up();
+        self.runners.stock_up(self.agent);
     }
 
     /// Reads once from the host and does what it says.
@@ -615,15 +651,20 @@ impl<'a> Session<'a> {
         // Before anything is made for a command that cannot be.
         spawn.validate()?;
         let start = Instant::now();
-        let mut tree = self.agent.trees.plant(&spawn.limits)?;
+        let mut tree = self.agent.trees.plant(spawn)?;
         let (pid, streams) = self
             .agent
             .spawner
-            .spawn(spawn, &mut tree, self.agent.identities.environment(), None)
+            .spawn(
+                spawn,
+                &mut tree,
+                self.agent.identities.environment(),
+                Purpose::Command,
+            )
             .inspect_err(|_| {
                 self.agent.trees.prepare();
             })?;
-        self.register(id, pid, tree, streams, start, spawn.timeout)?;
+        self.register(id, pid, tree, streams, start, spawn)?;
         // A process's number is positive.
         Ok(pid.unsigned_abs())
     }

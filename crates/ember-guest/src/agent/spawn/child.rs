@@ -22,6 +22,7 @@ use nix::libc;
 use nix::sys::resource::Resource;
 
 use super::arch::clone_onto;
+use crate::agent::room::rights;
 use crate::agent::sys;
 
 /// From `linux/sched.h`; the C library's constant does not fit its type.
@@ -38,6 +39,7 @@ pub(super) enum Step {
     Terminal,
     Streams,
     Limit,
+    Room,
     User,
     Directory,
     Signals,
@@ -50,6 +52,20 @@ pub(super) struct Credentials {
     pub(super) uid: u32,
     pub(super) gid: u32,
     pub(super) groups: Vec<u32>,
+}
+
+/// What the program may do.
+#[derive(Debug)]
+pub(super) enum Rights {
+    /// What its user may.
+    Users,
+    /// What its user may without any capability, within these namespaces and this filter.
+    Confined {
+        namespaces: [RawFd; 2],
+        filter: Vec<libc::sock_filter>,
+    },
+    /// What it takes to confine others.
+    Runners,
 }
 
 /// Everything the child needs, ready to be passed to the kernel.
@@ -65,6 +81,7 @@ pub(super) struct Plan {
     terminal: bool,
     credentials: Option<Credentials>,
     limits: Vec<(Resource, u64)>,
+    rights: Rights,
     /// What the program gets as descriptor 3.
     inherited: Option<RawFd>,
     /// Written by the child.
@@ -104,6 +121,7 @@ impl Plan {
             terminal,
             credentials,
             limits,
+            rights: Rights::Users,
             inherited: None,
             failure: Cell::new(None),
         }
@@ -111,6 +129,11 @@ impl Plan {
 }
 
 impl Plan {
+    /// What it may do.
+    pub(super) fn allow(&mut self, rights: Rights) {
+        self.rights = rights;
+    }
+
     /// The program gets this descriptor as number 3, which lives until it has been started.
     pub(super) fn inherit(&mut self, fd: RawFd) {
         self.inherited = Some(fd);
@@ -232,9 +255,13 @@ fn prepare(plan: &Plan) -> Result<(), (Step, i32)> {
         let result = unsafe { libc::setrlimit(resource as _, &raw const limit) };
         check(Step::Limit, result)?;
     }
-    if let Some(credentials) = &plan.credentials {
-        become_user(credentials)?;
+    if let Rights::Confined { namespaces, .. } = &plan.rights {
+        for &namespace in namespaces {
+            // SAFETY: no pointers.
+            check(Step::Room, unsafe { libc::setns(namespace, 0) })?;
+        }
     }
+    become_user(plan)?;
     // After the user has changed: it must be one's own to enter.
     // SAFETY: reads a string that the plan owns.
     check(Step::Directory, unsafe { libc::chdir(plan.cwd.as_ptr()) })?;
@@ -249,7 +276,26 @@ fn prepare(plan: &Plan) -> Result<(), (Step, i32)> {
             size_of_val(&NO_SIGNALS),
         )
     };
-    check(Step::Signals, result)
+    check(Step::Signals, result)?;
+    if let Rights::Confined { filter, .. } = &plan.rights {
+        // The last thing: what is above it denies.
+        let program = libc::sock_fprog {
+            // Far fewer than the kernel takes.
+            len: filter.len() as u16,
+            filter: filter.as_ptr().cast_mut(),
+        };
+        // SAFETY: reads a program of that length, which the plan owns.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_seccomp,
+                libc::SECCOMP_SET_MODE_FILTER,
+                0,
+                &raw const program,
+            )
+        };
+        check(Step::Room, result)?;
+    }
+    Ok(())
 }
 
 /// The first number behind the standard streams.
@@ -257,9 +303,29 @@ const INHERITED: RawFd = 3;
 
 static NO_SIGNALS: u64 = 0;
 
-/// Groups first, the user last: after that there is no right left to change any. Raw system calls,
-/// because the C library's functions would change all threads of the memory's owner.
-fn become_user(credentials: &Credentials) -> Result<(), (Step, i32)> {
+/// Groups first, the user last: after that there is no right left to change any, but for those that
+/// are kept on purpose.
+fn become_user(plan: &Plan) -> Result<(), (Step, i32)> {
+    let step = |errno: Errno| (Step::Room, errno as i32);
+    match plan.rights {
+        Rights::Users => {}
+        // Bounding takes a right that the user does not have.
+        Rights::Confined { .. } => rights::bound(&[]).map_err(step)?,
+        Rights::Runners => rights::bound_to_runner().map_err(step)?,
+    }
+    if let Some(credentials) = &plan.credentials {
+        set_ids(credentials)?;
+    }
+    match plan.rights {
+        Rights::Users => Ok(()),
+        Rights::Confined { .. } => rights::clear().map_err(step),
+        Rights::Runners => rights::pass_to_runner().map_err(step),
+    }
+}
+
+/// Raw system calls, because the C library's functions would change all threads of the memory's
+/// owner.
+fn set_ids(credentials: &Credentials) -> Result<(), (Step, i32)> {
     let Credentials {
         uid,
         gid,

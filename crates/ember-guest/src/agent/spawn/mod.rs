@@ -14,16 +14,18 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::libc;
 use nix::sys::resource::Resource;
 use nix::unistd::{Gid, Uid, dup, fchown, pipe2};
 
 use super::identity::Environment;
+use super::room::{Inside, filter};
 use super::sys;
 use super::tree::Tree;
 use super::users::User;
 use crate::protocol::{ErrorCode, Failure, PtySize, Spawn};
 
-use child::{Credentials, Plan, Stack, Step};
+use child::{Credentials, Plan, Rights, Stack, Step};
 
 /// The agent's ends of a command's streams. All are non-blocking.
 #[derive(Debug)]
@@ -47,6 +49,18 @@ pub(crate) struct Ends {
 pub(crate) struct Spawner {
     null: OwnedFd,
     stack: Stack,
+    /// The agent's own PID namespace.
+    namespace: OwnedFd,
+    filter: Vec<libc::sock_filter>,
+}
+
+/// Why a process is made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Purpose<'a> {
+    /// To run a command.
+    Command,
+    /// To be a runner, and to have this as descriptor 3.
+    Runner(BorrowedFd<'a>),
 }
 
 impl Spawner {
@@ -55,7 +69,14 @@ impl Spawner {
         Ok(Self {
             null: null.into(),
             stack: Stack::new(),
+            namespace: File::open("/proc/self/ns/pid")?.into(),
+            filter: filter::program(),
         })
+    }
+
+    /// What system calls confined programs cannot make, for a runner that confines them.
+    pub(crate) fn filter(&self) -> Vec<u8> {
+        filter::bytes(&self.filter)
     }
 
     /// The streams of a program whose process is there, and its ends of them as it needs them.
@@ -83,7 +104,7 @@ impl Spawner {
         request: &Spawn,
         tree: &mut Tree,
         given: &Environment,
-        inherited: Option<BorrowedFd<'_>>,
+        purpose: Purpose<'_>,
     ) -> Result<(i32, Streams), Failure> {
         request.validate()?;
         let user = user(request)?;
@@ -115,13 +136,33 @@ impl Spawner {
             }),
             rlimits(request),
         );
-        if let Some(fd) = inherited {
-            plan.inherit(fd.as_raw_fd());
+        let mut room = None;
+        match purpose {
+            Purpose::Runner(fd) => {
+                plan.inherit(fd.as_raw_fd());
+                if request.confined {
+                    plan.allow(Rights::Runners);
+                }
+            }
+            Purpose::Command => room = tree.room().filter(|_| request.confined),
         }
-        let pid = self
-            .stack
-            .start(&plan, tree.cgroup())
-            .map_err(|(step, errno)| describe(request, &known, step, errno))?;
+        let inside = match room {
+            None => None,
+            Some(room) => {
+                plan.allow(Rights::Confined {
+                    namespaces: room.inner().map(|fd| fd.as_raw_fd()),
+                    filter: self.filter.clone(),
+                });
+                let inside = Inside::of(room, &self.namespace).map_err(|error| {
+                    let message = format!("cannot make a process in a room: {error}");
+                    Failure::new(ErrorCode::Internal, message)
+                })?;
+                Some(inside)
+            }
+        };
+        let started = self.stack.start(&plan, tree.cgroup());
+        drop(inside);
+        let pid = started.map_err(|(step, errno)| describe(request, &known, step, errno))?;
         tree.started(pid);
         Ok((pid, streams))
     }
@@ -220,7 +261,7 @@ fn terminal(size: PtySize, user: Option<&User>) -> Result<(Streams, Ends), Errno
 }
 
 pub(crate) fn rlimits(request: &Spawn) -> Vec<(Resource, u64)> {
-    let limits = &request.limits;
+    let limits = request.all_limits();
     [
         (Resource::RLIMIT_AS, limits.address_space),
         (Resource::RLIMIT_NPROC, limits.user_processes),
@@ -264,6 +305,7 @@ fn describe(request: &Spawn, user: &User, step: Step, errno: Errno) -> Failure {
         Step::Session | Step::Terminal | Step::Streams | Step::Signals => {
             failed("prepare the process", errno)
         }
+        Step::Room => failed("confine the process", errno),
         Step::Limit => Failure::new(
             ErrorCode::InvalidRequest,
             format!("cannot set the limits {:?}: {reason}", request.limits),

@@ -4,47 +4,79 @@
 //! DIRECTORY/plain/N      commands without limits
 //! DIRECTORY/limited/N    commands with limits: here the memory and pids controllers are on
 //! ```
-//! Controllers make each cgroup dearer to create and each page fault in it dearer to serve, so
-//! commands that do not ask for limits do not pay for them.
+//! Controllers make each cgroup dearer to create, so one of each kind is made ahead, while nobody
+//! waits for it.
+//!
+//! `limited` itself may use what the guest has, less a reserve. Whatever limits commands have, or
+//! have not, what they take together leaves the agent and the kernel enough to go on; and files in
+//! memory that a command leaves behind count on, since they are charged to it
+//! ("Memory Ownership").
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
 use nix::libc;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 
+use super::memory::{Memory, field};
+use crate::agent::room::Room;
+use crate::agent::sys;
 use crate::protocol::{ErrorCode, Failure, Limits};
+
+/// How often, and after how long, the last room is looked at when the agent ends.
+const ROUNDS: usize = 1000;
+const ROUND: Duration = Duration::from_millis(1);
 
 /// Where cgroups are made.
 #[derive(Debug)]
 pub(crate) struct Cgroups {
     directory: PathBuf,
-    /// Controllers are on in `limited`.
-    limiting: bool,
+    /// Controllers are on in `limited`, or cannot be turned on. None before that was tried.
+    limiting: Option<Result<(), Failure>>,
     last: u64,
-    /// A plain one, made before it was needed.
-    spare: Option<Cgroup>,
+    /// Those made before they were needed.
+    plain: Option<Cgroup>,
+    limited: Option<Cgroup>,
+    /// Rooms cannot be made, because of this.
+    no_rooms: Option<Failure>,
+    /// The least that the kernel was seen to take for itself, in bytes.
+    kernel: Option<u64>,
 }
 
 impl Cgroups {
     pub(super) fn new(directory: &Path) -> io::Result<Self> {
         let mut cgroups = Self {
             directory: directory.to_owned(),
-            limiting: false,
+            limiting: None,
             last: 0,
-            spare: None,
+            plain: None,
+            limited: None,
+            no_rooms: None,
+            kernel: None,
         };
         for part in ["plain", "limited"] {
             fs::create_dir_all(directory.join(part))?;
         }
         // Proves that it is a cgroup2 directory that can be used.
-        cgroups.spare = Some(cgroups.make("plain")?);
+        cgroups.plain = Some(cgroups.make("plain")?);
         Ok(cgroups)
+    }
+
+    fn make_limited(&mut self) -> io::Result<Cgroup> {
+        let cgroup = self.make("limited")?;
+        // All of it ends for want of memory, or none ("memory.oom.group").
+        cgroup.write("memory.oom.group", b"1")?;
+        // Swap would only put the limit off. A kernel without swap has no such file.
+        let _ = cgroup.write("memory.swap.max", b"0");
+        Ok(cgroup)
     }
 
     fn make(&mut self, part: &str) -> io::Result<Cgroup> {
@@ -59,6 +91,7 @@ impl Cgroups {
             path,
             directory: directory.into(),
             limited: part == "limited",
+            room: None,
         };
         match cgroup.path.join("cgroup.procs").try_exists()? {
             true => Ok(cgroup),
@@ -69,57 +102,115 @@ impl Cgroups {
         }
     }
 
-    /// Makes the next plain cgroup while nobody waits for it.
+    /// Makes the next cgroups while nobody waits for them.
     pub(super) fn prepare(&mut self) {
-        if self.spare.is_none() {
-            // If it fails now, it fails again when it is needed, where it can be told.
-            self.spare = self.make("plain").ok();
+        // If it fails now, it fails again when it is needed, where it can be told.
+        if self.plain.is_none() {
+            self.plain = self.make("plain").ok();
+        }
+        if self.limited.is_none() && self.no_rooms.is_none() && self.start_limiting().is_ok() {
+            self.limited = self.make_room().ok();
+            self.keep_reserve();
         }
     }
 
-    pub(super) fn create(&mut self, limits: &Limits) -> Result<Cgroup, Failure> {
-        let failed = |what: &str| {
-            let what = what.to_owned();
-            move |error: io::Error| {
-                let code = match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
-                    Errno::ENOMEM | Errno::EAGAIN | Errno::ENOSPC => ErrorCode::OutOfResources,
-                    _ => ErrorCode::Internal,
-                };
-                Failure::new(code, format!("cannot {what} for the command: {error}"))
+    /// Whether commands can be confined: tried once.
+    pub(super) fn can_confine(&mut self) -> bool {
+        if self.limited.is_none() && self.no_rooms.is_none() {
+            match self.start_limiting().and_then(|()| self.make_room()) {
+                Ok(cgroup) => self.limited = Some(cgroup),
+                Err(failure) => self.no_rooms = Some(failure),
             }
+        }
+        self.no_rooms.is_none()
+    }
+
+    /// One with a room.
+    fn make_room(&mut self) -> Result<Cgroup, Failure> {
+        let mut cgroup = self.make_limited().map_err(failed("make a cgroup"))?;
+        match Room::make(cgroup.directory()) {
+            Ok(room) => {
+                cgroup.room = Some(room);
+                Ok(cgroup)
+            }
+            Err(error) => {
+                cgroup.kill();
+                let message = format!("cannot confine a command: {error}");
+                Err(Failure::new(ErrorCode::Unsupported, message))
+            }
+        }
+    }
+
+    /// Lets limited commands have what nobody else needs, less the reserve.
+    fn keep_reserve(&mut self) {
+        let limited = self.directory.join("limited");
+        let statistics = fs::read_to_string(limited.join("memory.stat")).unwrap_or_default();
+        let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let Some(memory) = Memory::read(&meminfo) else {
+            return;
         };
-        let limits = [
-            ("memory.max", limits.memory),
-            ("pids.max", limits.processes),
-        ];
-        if limits.iter().all(|(_, limit)| limit.is_none()) {
-            return match self.spare.take() {
-                Some(spare) => Ok(spare),
-                None => self.make("plain").map_err(failed("make a cgroup")),
-            };
+        let theirs = ["anon", "shmem"].map(|key| field(&statistics, key).unwrap_or(0));
+        let kernel = self
+            .kernel
+            .map_or(memory.kernel(), |least| least.min(memory.kernel()));
+        self.kernel = Some(kernel);
+        let limit = memory.limit(kernel, theirs.iter().sum());
+        let _ = fs::write(limited.join("memory.max"), limit.to_string());
+    }
+
+    pub(super) fn create(&mut self, limits: &Limits) -> Result<Cgroup, Failure> {
+        if !limits.need_controllers() {
+            return self.create_plain();
+        }
+        let cgroup = self.create_limited()?;
+        cgroup.limit(limits)?;
+        Ok(cgroup)
+    }
+
+    /// One that can be limited later, if any can be.
+    pub(super) fn create_for_any(&mut self) -> Result<Cgroup, Failure> {
+        match self.start_limiting() {
+            Ok(()) => self.create_limited(),
+            Err(_) => self.create_plain(),
+        }
+    }
+
+    fn create_plain(&mut self) -> Result<Cgroup, Failure> {
+        match self.plain.take() {
+            Some(spare) => Ok(spare),
+            None => self.make("plain").map_err(failed("make a cgroup")),
+        }
+    }
+
+    fn create_limited(&mut self) -> Result<Cgroup, Failure> {
+        self.start_limiting()?;
+        self.make_limited().map_err(failed("make a cgroup"))
+    }
+
+    /// One for a confined command.
+    pub(super) fn create_room(&mut self) -> Result<Cgroup, Failure> {
+        if let Some(failure) = &self.no_rooms {
+            return Err(failure.clone());
         }
         self.start_limiting()?;
-        let cgroup = self.make("limited").map_err(failed("make a cgroup"))?;
-        for (file, limit) in limits {
-            let Some(limit) = limit else { continue };
-            if let Err(error) = cgroup.write(file, limit.to_string().as_bytes()) {
-                cgroup.remove();
-                return Err(failed(&format!("set {file}"))(error));
-            }
+        match self.limited.take() {
+            Some(spare) => Ok(spare),
+            None => self.make_room(),
         }
-        if limits[0].1.is_some() {
-            // Swap would only put the limit off. A kernel without swap has no such file.
-            let _ = cgroup.write("memory.swap.max", b"0");
-        }
-        Ok(cgroup)
     }
 
     /// Turns the controllers on, from the root down: each level only has what its parent passes
     /// on ("Top-down Constraint").
-    fn start_limiting(&mut self) -> Result<(), Failure> {
-        if self.limiting {
-            return Ok(());
+    pub(super) fn start_limiting(&mut self) -> Result<(), Failure> {
+        if let Some(tried) = &self.limiting {
+            return tried.clone();
         }
+        let result = self.turn_controllers_on();
+        self.limiting = Some(result.clone());
+        result
+    }
+
+    fn turn_controllers_on(&self) -> Result<(), Failure> {
         let limited = self.directory.join("limited");
         let mut levels: Vec<&Path> = limited
             .ancestors()
@@ -136,14 +227,24 @@ impl Cgroups {
                 Failure::new(ErrorCode::Unsupported, message)
             })?;
         }
-        self.limiting = true;
         Ok(())
     }
 }
 
 impl Drop for Cgroups {
     fn drop(&mut self) {
-        self.spare = None;
+        self.plain = None;
+        if let Some(spare) = self.limited.take() {
+            // With a room there is a process in it.
+            spare.kill();
+            for _ in 0..ROUNDS {
+                while sys::reap().is_some() {}
+                if spare.is_empty() {
+                    break;
+                }
+                std::thread::sleep(ROUND);
+            }
+        }
         for part in ["plain", "limited", ""] {
             // What is still in use stays.
             let _ = fs::remove_dir(self.directory.join(part));
@@ -157,6 +258,7 @@ pub(crate) struct Cgroup {
     path: PathBuf,
     directory: OwnedFd,
     limited: bool,
+    room: Option<Room>,
 }
 
 impl Cgroup {
@@ -169,6 +271,33 @@ impl Cgroup {
             .write(true)
             .open(self.path.join(file))?
             .write_all(bytes)
+    }
+
+    pub(super) fn room(&self) -> Option<&Room> {
+        self.room.as_ref()
+    }
+
+    /// Whether nothing is in it but the first process of its room.
+    pub(super) fn is_idle(&self) -> bool {
+        match self.room {
+            Some(_) => self
+                .number("pids.current", "")
+                .is_none_or(|count| count <= 1),
+            None => self.is_empty(),
+        }
+    }
+
+    /// Sets what the kernel enforces.
+    pub(super) fn limit(&self, limits: &Limits) -> Result<(), Failure> {
+        for (file, limit) in [
+            ("memory.max", limits.memory),
+            ("pids.max", limits.processes),
+        ] {
+            let Some(limit) = limit else { continue };
+            self.write(file, limit.to_string().as_bytes())
+                .map_err(failed(&format!("set {file}")))?;
+        }
+        Ok(())
     }
 
     pub(super) fn adopt(&self, pid: i32) -> io::Result<()> {
@@ -193,15 +322,55 @@ impl Cgroup {
         events.lines().any(|line| line == "populated 0")
     }
 
-    pub(super) fn ran_out_of_memory(&self) -> bool {
-        self.limited && {
-            let path = self.path.join("memory.events");
-            let events = fs::read_to_string(path).unwrap_or_default();
-            events
-                .lines()
-                .filter_map(|line| line.strip_prefix("oom_kill "))
-                .any(|count| count != "0")
+    /// A number of one of its files: the only one, or that behind `key`.
+    fn number(&self, file: &str, key: &str) -> Option<u64> {
+        let text = self.read(file)?;
+        match key {
+            "" => text.trim().parse().ok(),
+            key => field(&text, key),
         }
+    }
+
+    /// A file of the kernel's, all of which are shorter than a page.
+    fn read(&self, file: &str) -> Option<String> {
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let file = openat(&self.directory, file, flags, Mode::empty()).ok()?;
+        let mut text = String::new();
+        File::from(file).read_to_string(&mut text).ok()?;
+        Some(text)
+    }
+
+    pub(super) fn ran_out_of_memory(&self) -> bool {
+        self.limited
+            && self
+                .number("memory.events", "oom_kill")
+                .is_some_and(|it| it > 0)
+    }
+
+    /// Whether something in it was refused a process.
+    pub(super) fn ran_out_of_processes(&self) -> bool {
+        self.limited && self.number("pids.events", "max").is_some_and(|it| it > 0)
+    }
+
+    /// Processor time in user mode and in the kernel, of everything that was ever in it.
+    pub(super) fn processor_time(&self) -> Option<(Duration, Duration)> {
+        let text = self.read("cpu.stat")?;
+        let time = |key| field(&text, key).map(Duration::from_micros);
+        Some((time("user_usec")?, time("system_usec")?))
+    }
+
+    /// Bytes of files in memory that were written in it, and of memory that is shared.
+    pub(super) fn disk(&self) -> u64 {
+        let files = self.limited.then(|| self.number("memory.stat", "shmem"));
+        files.flatten().unwrap_or(0)
+    }
+
+    pub(super) fn peak_memory(&self) -> Option<u64> {
+        self.limited.then(|| self.number("memory.peak", ""))?
+    }
+
+    pub(super) fn peak_processes(&self) -> Option<u64> {
+        self.limited.then(|| self.number("pids.peak", ""))?
     }
 
     /// Removes it if nothing is in it any more.
@@ -218,8 +387,22 @@ impl Cgroup {
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
+        if self.room.is_some() {
+            self.kill();
+        }
         // Not empty only when the agent itself ends; then nobody can do more.
         self.remove();
+    }
+}
+
+fn failed(what: &str) -> impl Fn(io::Error) -> Failure {
+    let what = what.to_owned();
+    move |error| {
+        let code = match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
+            Errno::ENOMEM | Errno::EAGAIN | Errno::ENOSPC => ErrorCode::OutOfResources,
+            _ => ErrorCode::Internal,
+        };
+        Failure::new(code, format!("cannot {what} for the command: {error}"))
     }
 }
 

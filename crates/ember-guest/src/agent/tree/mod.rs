@@ -6,28 +6,19 @@
 //! can escape.
 
 mod cgroup;
+mod memory;
 mod session;
 
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
+use std::time::Duration;
 
-use crate::protocol::{ErrorCode, Failure, Limits};
+use super::room::Room;
+use crate::protocol::{ErrorCode, Failure, Limits, Spawn};
 
 use cgroup::{Cgroup, Cgroups};
 use session::{Session, Sessions};
-
-/// Refuses limits that nothing here would hold a command to.
-pub(crate) fn can_hold(limits: &Limits) -> Result<(), Failure> {
-    if limits.output.is_none() && limits.disk.is_none() {
-        return Ok(());
-    }
-    Err(Failure::new(
-        ErrorCode::Unsupported,
-        "cannot limit what a command writes: this version of the agent does not count it; \
-         output can be cut where it is collected",
-    ))
-}
 
 /// Where trees come from.
 #[derive(Debug)]
@@ -52,18 +43,57 @@ impl Trees {
     }
 
     /// A tree for a command that is about to start.
-    pub(crate) fn plant(&mut self, limits: &Limits) -> Result<Tree, Failure> {
-        can_hold(limits)?;
+    pub(crate) fn plant(&mut self, request: &Spawn) -> Result<Tree, Failure> {
+        let limits = request.all_limits();
+        if request.confined {
+            let tree = self.plant_room()?;
+            tree.limit(&limits)?;
+            return Ok(tree);
+        }
+        self.check(&limits)?;
         match self {
-            Self::Cgroups(cgroups) => cgroups.create(limits).map(Tree::Cgroup),
-            Self::Sessions(_) if limits.memory.is_some() || limits.processes.is_some() => {
-                Err(Failure::new(
-                    ErrorCode::Unsupported,
-                    "cannot limit the memory or processes of a command: \
-                     the guest's kernel has no cgroup2",
-                ))
-            }
+            Self::Cgroups(cgroups) => cgroups.create(&limits).map(Tree::Cgroup),
             Self::Sessions(sessions) => Ok(Tree::Session(sessions.create())),
+        }
+    }
+
+    /// A tree with a room, for a confined command.
+    pub(crate) fn plant_room(&mut self) -> Result<Tree, Failure> {
+        match self {
+            Self::Cgroups(cgroups) => cgroups.create_room().map(Tree::Cgroup),
+            Self::Sessions(_) => Err(Failure::new(
+                ErrorCode::Unsupported,
+                "cannot confine a command: the guest's kernel has no cgroup2",
+            )),
+        }
+    }
+
+    /// Whether commands can be confined.
+    pub(crate) fn can_confine(&mut self) -> bool {
+        match self {
+            Self::Cgroups(cgroups) => cgroups.can_confine(),
+            Self::Sessions(_) => false,
+        }
+    }
+
+    /// A tree for a process that waits for a command, whose limits are not known yet.
+    pub(crate) fn plant_for_any(&mut self) -> Result<Tree, Failure> {
+        match self {
+            Self::Cgroups(cgroups) => cgroups.create_for_any().map(Tree::Cgroup),
+            Self::Sessions(sessions) => Ok(Tree::Session(sessions.create())),
+        }
+    }
+
+    /// Whether these limits can be kept here.
+    pub(crate) fn check(&mut self, limits: &Limits) -> Result<(), Failure> {
+        match self {
+            _ if !limits.need_controllers() => Ok(()),
+            Self::Cgroups(cgroups) => cgroups.start_limiting(),
+            Self::Sessions(_) => Err(Failure::new(
+                ErrorCode::Unsupported,
+                "cannot limit the memory, processes or disk of a command: \
+                 the guest's kernel has no cgroup2",
+            )),
         }
     }
 
@@ -91,6 +121,11 @@ impl Tree {
         }
     }
 
+    /// The room that it has, if it is for a confined command.
+    pub(crate) fn room(&self) -> Option<&Room> {
+        self.as_cgroup()?.room()
+    }
+
     /// The command has started as this process, a session leader.
     pub(crate) fn started(&mut self, pid: i32) {
         if let Self::Session(session) = self {
@@ -109,6 +144,14 @@ impl Tree {
         }
     }
 
+    /// Whether nothing is left of it that was started: the first process of a room does not count.
+    pub(crate) fn is_idle(&mut self) -> bool {
+        match self {
+            Self::Cgroup(cgroup) => cgroup.is_idle(),
+            Self::Session(session) => session.is_empty(),
+        }
+    }
+
     /// Ends all of it. Processes may take a moment to be gone.
     pub(crate) fn kill(&mut self) {
         match self {
@@ -117,20 +160,47 @@ impl Tree {
         }
     }
 
-    /// Whether none of it is left.
-    pub(crate) fn is_empty(&mut self) -> bool {
+    fn as_cgroup(&self) -> Option<&Cgroup> {
         match self {
-            Self::Cgroup(cgroup) => cgroup.is_empty(),
-            Self::Session(session) => session.is_empty(),
+            Self::Cgroup(cgroup) => Some(cgroup),
+            Self::Session(_) => None,
         }
     }
 
-    /// Whether the kernel killed some of it for want of memory within its limit.
+    /// Sets the limits that the kernel enforces, in a tree that was planted with any.
+    pub(crate) fn limit(&self, limits: &Limits) -> Result<(), Failure> {
+        self.as_cgroup()
+            .map_or(Ok(()), |cgroup| cgroup.limit(limits))
+    }
+
+    /// Processor time in user mode and in the kernel, of all that was ever in it, if that is counted.
+    pub(crate) fn processor_time(&self) -> Option<(Duration, Duration)> {
+        self.as_cgroup()?.processor_time()
+    }
+
+    /// Whether the kernel killed some of it for want of memory.
     pub(crate) fn ran_out_of_memory(&self) -> bool {
-        match self {
-            Self::Cgroup(cgroup) => cgroup.ran_out_of_memory(),
-            Self::Session(_) => false,
-        }
+        self.as_cgroup().is_some_and(Cgroup::ran_out_of_memory)
+    }
+
+    /// Whether the kernel refused it a process.
+    pub(crate) fn ran_out_of_processes(&self) -> bool {
+        self.as_cgroup().is_some_and(Cgroup::ran_out_of_processes)
+    }
+
+    /// Bytes of memory that its files take.
+    pub(crate) fn disk(&self) -> u64 {
+        self.as_cgroup().map_or(0, Cgroup::disk)
+    }
+
+    /// The most memory it had, if that is counted.
+    pub(crate) fn peak_memory(&self) -> Option<u64> {
+        self.as_cgroup()?.peak_memory()
+    }
+
+    /// The most processes it had, if they are counted.
+    pub(crate) fn peak_processes(&self) -> Option<u64> {
+        self.as_cgroup()?.peak_processes()
     }
 
     /// Forgets it if nothing of it is left.

@@ -44,6 +44,7 @@ fn spawn() -> Spawn {
         clear_env: true,
         cwd: b"/t".to_vec(),
         user: b"u".to_vec(),
+        confined: true,
         stdin: false,
         pty: Some(PtySize {
             rows: 24,
