@@ -307,6 +307,8 @@ impl Session<'_> {
                 self.break_runner(number, &why);
             }
         }
+        // Trees that could not tell this process from their own now can.
+        self.agent.tend_lingering(Instant::now());
     }
 
     /// A process that was to run a program is not there. The next is asked for if somebody waits,

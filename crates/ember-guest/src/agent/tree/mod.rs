@@ -207,7 +207,7 @@ impl Tree {
     pub(crate) fn clear(&mut self) -> bool {
         match self {
             Self::Cgroup(cgroup) => cgroup.remove(),
-            Self::Session(session) => session.is_empty(),
+            Self::Session(session) => session.clear(),
         }
     }
 }

@@ -4,8 +4,11 @@
 //! has made. What has left both (a daemon whose parent has ended and that has a session of its
 //! own) is adopted by the agent; it cannot be told whose it was, and is taken to belong to the
 //! command that is asked about.
+//!
+//! A process that a runner has just made looks the same until it says who it is. While one is
+//! expected, nobody ends such a process; commands that were ended meanwhile are ended again later.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::rc::Rc;
@@ -16,14 +19,24 @@ use nix::unistd::Pid;
 /// How often the tree is looked at anew while it is being killed: it may fork meanwhile.
 const ROUNDS: usize = 16;
 
-/// The commands that there are, each by its first process, which leads its session.
+/// The commands that there are.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Sessions(Rc<RefCell<BTreeSet<i32>>>);
+pub(crate) struct Sessions(Rc<All>);
+
+#[derive(Debug, Default)]
+struct All {
+    /// Each by its first process, which leads its session.
+    leaders: RefCell<BTreeSet<i32>>,
+    /// How many have no first process yet.
+    expected: Cell<usize>,
+}
 
 impl Sessions {
     pub(super) fn create(&self) -> Session {
+        self.0.expected.update(|count| count + 1);
         Session {
             leader: None,
+            killed: false,
             all: self.clone(),
         }
     }
@@ -33,18 +46,28 @@ impl Sessions {
 #[derive(Debug)]
 pub(crate) struct Session {
     leader: Option<i32>,
+    killed: bool,
     all: Sessions,
+}
+
+/// Whether processes that nobody can tell whose they are count as the command's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Orphans {
+    Count,
+    LetBe,
 }
 
 impl Session {
     pub(super) fn started(&mut self, pid: i32) {
+        self.forget_leader();
         self.leader = Some(pid);
-        self.all.0.borrow_mut().insert(pid);
+        self.all.0.leaders.borrow_mut().insert(pid);
     }
 
-    pub(super) fn kill(&self) {
+    pub(super) fn kill(&mut self) {
+        self.killed = true;
         for _ in 0..ROUNDS {
-            let members = self.members();
+            let members = self.members(self.known_orphans());
             if members.is_empty() {
                 break;
             }
@@ -54,24 +77,50 @@ impl Session {
         }
     }
 
+    /// Whether none of it is left that is known to be its own.
     pub(super) fn is_empty(&self) -> bool {
-        self.members().is_empty()
+        self.members(self.known_orphans()).is_empty()
     }
 
-    fn members(&self) -> BTreeSet<i32> {
+    /// Whether none of it can be left. What was let be when it was ended is ended now.
+    pub(super) fn clear(&mut self) -> bool {
+        if self.killed {
+            self.kill();
+        }
+        self.members(Orphans::Count).is_empty()
+    }
+
+    /// An orphan may be a process that is expected.
+    fn known_orphans(&self) -> Orphans {
+        match self.all.0.expected.get() {
+            0 => Orphans::Count,
+            _ => Orphans::LetBe,
+        }
+    }
+
+    fn members(&self, orphans: Orphans) -> BTreeSet<i32> {
         let Some(leader) = self.leader else {
             return BTreeSet::new();
         };
         let agent = i32::try_from(std::process::id()).unwrap_or(0);
-        members(&processes(), agent, leader, &self.all.0.borrow())
+        let adopts = (orphans == Orphans::Count).then_some(agent);
+        members(&processes(), adopts, leader, &self.all.0.leaders.borrow())
+    }
+
+    fn forget_leader(&mut self) {
+        match self.leader.take() {
+            Some(leader) => {
+                self.all.0.leaders.borrow_mut().remove(&leader);
+            }
+            // One was added for it when it was made.
+            None => self.all.0.expected.update(|count| count.saturating_sub(1)),
+        }
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        if let Some(leader) = self.leader {
-            self.all.0.borrow_mut().remove(&leader);
-        }
+        self.forget_leader();
     }
 }
 
@@ -109,10 +158,11 @@ fn parse(stat: &[u8]) -> Option<Process> {
     })
 }
 
-/// Who of `all` belongs to the command of `leader`, and lives. `commands` are all leaders.
+/// Who of `all` belongs to the command of `leader`, and lives. `commands` are all leaders; children
+/// of `adopts` may be anybody's.
 fn members(
     all: &BTreeMap<i32, Process>,
-    agent: i32,
+    adopts: Option<i32>,
     leader: i32,
     commands: &BTreeSet<i32>,
 ) -> BTreeSet<i32> {
@@ -128,7 +178,7 @@ fn members(
             let related = pid == leader
                 || sessions.contains(&process.session)
                 || members.contains(&process.parent)
-                || process.parent == agent;
+                || adopts == Some(process.parent);
             if related && members.insert(pid) {
                 sessions.insert(process.session);
             }
@@ -144,6 +194,24 @@ fn members(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn processes_are_expected_until_they_are_there_or_given_up() {
+        let sessions = Sessions::default();
+        let expected = || sessions.0.expected.get();
+        let mut first = sessions.create();
+        let second = sessions.create();
+        assert_eq!(expected(), 2);
+        first.started(i32::MAX);
+        assert_eq!((expected(), first.known_orphans()), (1, Orphans::LetBe));
+        first.started(i32::MAX - 1);
+        assert_eq!(expected(), 1);
+        drop(second);
+        assert_eq!((expected(), first.known_orphans()), (0, Orphans::Count));
+        drop(first);
+        assert_eq!(expected(), 0);
+        assert!(sessions.0.leaders.borrow().is_empty());
+    }
 
     #[test]
     fn a_name_cannot_fake_fields() {
@@ -193,10 +261,14 @@ mod tests {
             ),
         ]);
         let commands = BTreeSet::from([11, 20]);
-        let of = |leader| members(&all, agent, leader, &commands);
+        let of = |leader| members(&all, Some(agent), leader, &commands);
         assert_eq!(of(11), BTreeSet::from([11, 12, 13, 14, 15, 30]));
         // The orphans 14 and 30 cannot be told apart from its own.
         assert!(of(20).is_superset(&BTreeSet::from([20, 21, 22, 30])));
         assert!(of(20).is_disjoint(&BTreeSet::from([1, 10, 11, 12, 40])));
+        // Where one of the orphans may be somebody else, only what is related counts.
+        let related = |leader| members(&all, None, leader, &commands);
+        assert_eq!(related(11), BTreeSet::from([11, 12, 13, 14, 15]));
+        assert_eq!(related(20), BTreeSet::from([20, 21, 22]));
     }
 }
