@@ -6,16 +6,20 @@
 use std::error::Error as _;
 use std::fs;
 use std::io::Read as _;
-use std::time::{Duration, SystemTime};
+use std::os::fd::AsRawFd as _;
+use std::time::{Duration, Instant, SystemTime};
 
 use ember_guest::host::{
     Agent, Command, Error, ErrorKind, Identity, Process, ProcessOutput, Stdin,
 };
-use ember_guest::protocol::{ErrorCode, Hello, Kind, Message, PtySize, Spawn, Stream};
+use ember_guest::protocol::{ErrorCode, Hello, Kind, MAX_DATA, Message, PtySize, Spawn, Stream};
+use nix::sys::socket::{MsgFlags, recv};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::watch;
 
-use crate::common::{TestAgent, eventually, processes_with, sh, spawn, text, unique_sleep};
+use crate::common::{
+    PATIENCE, TestAgent, eventually, processes_with, sh, spawn, text, unique_sleep,
+};
 use crate::wire::{Came, Raw};
 
 /// Passes an agent's stream on to one host after the other.
@@ -155,8 +159,19 @@ async fn the_last_frame_before_silence_is_whole() {
         };
         raw.send(request, &Message::Spawn(std::borrow::Cow::Owned(spawn)));
     }
-    // Until the agent cannot send more.
-    std::thread::sleep(Duration::from_millis(200));
+    // Until the agent cannot send more, however long that takes on a busy machine.
+    let (mut arrived, mut before) = (vec![0; 1 << 20], 0);
+    let look = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    let end = Instant::now() + PATIENCE;
+    loop {
+        assert!(Instant::now() < end, "{before} bytes have come");
+        std::thread::sleep(Duration::from_millis(100));
+        let now = recv(raw.stream.as_raw_fd(), &mut arrived, look).unwrap_or(0);
+        if now > 2 * MAX_DATA && now == before {
+            break;
+        }
+        before = now;
+    }
     raw.send(100, &Message::Freeze);
     let mut data = 0;
     loop {
