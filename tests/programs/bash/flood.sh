@@ -1,0 +1,3 @@
+#: verdict: output-limit
+#: output KiB: 256
+yes

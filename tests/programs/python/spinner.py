@@ -1,0 +1,4 @@
+#: verdict: timeout
+#: processor seconds: 1
+while True:
+    pass
