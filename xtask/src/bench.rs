@@ -17,8 +17,8 @@ const COLUMNS: [&str; 7] = ["name", "kind", "p50", "p99", "unit", "goal", "condi
 /// What a group may take: several times what the longest takes on an idle machine.
 const GROUP_SECONDS: u64 = 900;
 const ATTEMPTS: usize = 3;
-/// The status of what Ctrl-C ended: 128 and the number of SIGINT.
-const INTERRUPTED: u8 = 130;
+/// The status of what Ctrl-C ended, or SIGTERM: 128 and the number of the signal.
+const INTERRUPTED: [u8; 2] = [130, 143];
 
 /// Measures the figures of these names, or all.
 pub(crate) fn run(names: &[String]) -> Result<u8> {
@@ -94,7 +94,7 @@ fn measure(benches: &Path, group: &[String]) -> Result<Vec<Value>> {
         if exit.status == 0 && !figures.is_empty() {
             return Ok(figures);
         }
-        if attempt == ATTEMPTS || exit.status == INTERRUPTED {
+        if attempt == ATTEMPTS || INTERRUPTED.contains(&exit.status) {
             bail!(
                 "the benches ended with status {}, attempt {attempt}",
                 exit.status
