@@ -78,13 +78,9 @@ impl Error {
     /// something, else [`ErrorKind::HostUnsupported`].
     pub(crate) fn of_host(message: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |error| {
-            use rustix::io::Errno;
-            let number = error.raw_os_error().map(Errno::from_raw_os_error);
-            let kind = match number {
-                Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN) => {
-                    ErrorKind::Exhausted
-                }
-                _ => ErrorKind::HostUnsupported,
+            let kind = match ember_vmm::is_exhausted(&error) {
+                true => ErrorKind::Exhausted,
+                false => ErrorKind::HostUnsupported,
             };
             Self::because(kind, message, error)
         }

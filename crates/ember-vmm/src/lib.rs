@@ -28,5 +28,5 @@ pub use hypervisor::Hypervisor;
 pub use vcpu::kick::default_kick_signal;
 pub use vm::{
     Backing, BuildError, Checkpoint, Ended, LiveSaveError, MemoryCopy, MemoryRange,
-    OutOfMemoryRange, RestoreConfig, RestoreError, SaveError, Saved, Vm,
+    OutOfMemoryRange, RestoreConfig, RestoreError, SaveError, Saved, Vm, is_exhausted,
 };

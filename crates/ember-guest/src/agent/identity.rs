@@ -265,9 +265,9 @@ fn create(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Mounts a file over another. It holds `text` until the agent writes it, and nobody else can: the
-/// mount is read-only and the file has no other name. (Cut to nothing, it would take the agent's
-/// mapping with it.)
+/// Mounts a file over another. It holds `text` until the agent writes it, and nobody but root can:
+/// the mount is read-only, and its other name, which rooms need, is root's. (Cut to nothing, it would
+/// take the agent's mapping with it.)
 fn cover<const N: usize>(path: &str, name: &str, text: &[u8]) -> io::Result<SharedFile<N>> {
     use nix::mount::{MsFlags, mount};
     let source = Path::new(FILES).join(name);

@@ -30,23 +30,29 @@ pub enum BuildError {
 }
 
 impl BuildError {
-    /// Whether the host could do it, and has not enough left: descriptors, memory or threads.
+    /// Whether the host could do it, and has not enough left.
     pub fn is_exhausted(&self) -> bool {
-        let mut next: Option<&(dyn std::error::Error + 'static)> = Some(self);
-        while let Some(error) = next {
-            let number = match error.downcast_ref::<std::io::Error>() {
-                Some(error) => error.raw_os_error(),
-                None => error
-                    .downcast_ref::<kvm_ioctls::Error>()
-                    .map(|error| error.errno()),
-            };
-            if let Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EAGAIN) = number {
-                return true;
-            }
-            next = error.source();
-        }
-        false
+        is_exhausted(self)
     }
+}
+
+/// Whether `error`, or what caused it, is that the host has not enough left of something:
+/// descriptors, memory or threads.
+pub fn is_exhausted(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let number = match error.downcast_ref::<std::io::Error>() {
+            Some(error) => error.raw_os_error(),
+            None => error
+                .downcast_ref::<kvm_ioctls::Error>()
+                .map(|error| error.errno()),
+        };
+        if let Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EAGAIN) = number {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }
 
 pub(super) fn host<E>(step: impl Into<String>) -> impl FnOnce(E) -> BuildError

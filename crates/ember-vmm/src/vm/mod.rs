@@ -27,8 +27,8 @@ use crate::hypervisor::Hypervisor;
 use crate::memory::VmWithMemory;
 use crate::vcpu::{Mode, Vcpu, VcpuControl};
 
-pub use error::BuildError;
 use error::host;
+pub use error::{BuildError, is_exhausted};
 pub use live::{LiveSaveError, MemoryCopy, Saved};
 use restore::SavedTime;
 pub use restore::{Backing, Checkpoint, RestoreConfig, RestoreError};

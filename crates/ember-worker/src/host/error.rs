@@ -46,18 +46,13 @@ impl WorkerError {
         match self {
             Self::Refused(refusal) => refusal.kind,
             Self::Ended(_) => RefusalKind::Ended,
-            Self::Host { source, .. } if is_exhausted(source) => RefusalKind::NoRoom,
+            Self::Host { source, .. }
+                if ember_vmm::is_exhausted(source)
+                    || source.kind() == io::ErrorKind::StorageFull =>
+            {
+                RefusalKind::NoRoom
+            }
             _ => RefusalKind::Host,
         }
     }
-}
-
-/// Whether there is not enough left of something: descriptors, memory, processes or room on a disk.
-fn is_exhausted(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    let number = error.raw_os_error().map(Errno::from_raw_os_error);
-    matches!(
-        number,
-        Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN | Errno::NOSPC)
-    )
 }
