@@ -65,7 +65,7 @@ pub use host::{Condition, Finding, Host, Measured};
 pub use language::{Account, Compiler, Language};
 pub use output::{Captured, Output};
 pub use placement::Placement;
-pub use pool::{Budget, Pool, PoolBuilder, PoolStatus, PooledSandbox};
+pub use pool::{Budget, Pool, PoolBuilder, PoolFork, PoolStatus, PooledSandbox};
 pub use progress::{Event, Progress};
 pub use sandbox::{Process, Sandbox, SandboxBuilder};
 pub use size::ByteSize;

@@ -29,7 +29,7 @@ mod supply;
 
 pub use budget::Budget;
 pub(crate) use engine::{Engine, Pooled};
-pub use sandboxes::{Pool, PoolBuilder, PooledSandbox};
+pub use sandboxes::{Pool, PoolBuilder, PoolFork, PooledSandbox};
 pub(crate) use settings::Settings;
 pub use status::PoolStatus;
 pub(crate) use supply::Supply;

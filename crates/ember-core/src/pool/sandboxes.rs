@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::ops::Deref;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -11,7 +12,7 @@ use super::{Budget, Engine, PoolStatus, Pooled, Settings, Supply};
 use crate::error::Error;
 use crate::sandbox::Sandbox;
 use crate::size::ByteSize;
-use crate::template::Template;
+use crate::template::{ForkOptions, Template};
 
 /// What a clone counts for in a shared [`Budget`] if nothing else is said: far more than one that
 /// has done nothing has copied, and far less than all of its memory.
@@ -24,7 +25,7 @@ const MEMBER_COST: ByteSize = ByteSize::mib(8);
 /// dropped, the sandboxes that are ready end; those that were handed out live on.
 #[derive(Clone)]
 pub struct Pool {
-    engine: std::sync::Arc<Engine<Clones>>,
+    engine: Arc<Engine<Clones>>,
 }
 
 /// What a pool is to be.
@@ -34,6 +35,34 @@ pub struct PoolBuilder {
     settings: Settings,
     budget: Option<Budget>,
     cost: ByteSize,
+    listener: Listener,
+}
+
+/// How a pool fared when it made a sandbox, told to who [asked](PoolBuilder::on_fork).
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum PoolFork<'a> {
+    /// There is another sandbox.
+    Made {
+        /// How long it took to have a VM that is ready to run.
+        object: Duration,
+        /// How long it took, all in all, until the clone had confirmed its identity.
+        reply: Duration,
+    },
+    /// There is none, for this reason. The pool tries again.
+    Failed(&'a Error),
+}
+
+/// Who is told of what a pool makes, if anybody.
+#[derive(Clone, Default)]
+struct Listener(Option<Arc<OnFork>>);
+
+type OnFork = dyn Fn(PoolFork<'_>) + Send + Sync;
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "listener" } else { "none" })
+    }
 }
 
 /// A sandbox out of a pool. Dropping it ends it, without a wait, and frees its place in the pool.
@@ -44,13 +73,35 @@ pub struct PooledSandbox(Pooled<Clones>);
 struct Clones {
     template: Template,
     cost: ByteSize,
+    listener: Listener,
+}
+
+impl Clones {
+    /// Makes a clone, and says how long it took to have the VM, and until it had answered.
+    async fn timed(&self) -> Result<(Sandbox, Duration, Duration), Error> {
+        let begun = Instant::now();
+        let shell = self.template.shell().await?;
+        let object = begun.elapsed();
+        let sandbox = shell.start(ForkOptions::default()).await?;
+        Ok((sandbox, object, begun.elapsed()))
+    }
 }
 
 impl Supply for Clones {
     type Item = Sandbox;
 
     async fn make(&self) -> Result<Sandbox, Error> {
-        self.template.fork().await
+        let made = self.timed().await;
+        if let Some(listener) = &self.listener.0 {
+            listener(match &made {
+                Ok((_, object, reply)) => PoolFork::Made {
+                    object: *object,
+                    reply: *reply,
+                },
+                Err(error) => PoolFork::Failed(error),
+            });
+        }
+        made.map(|(sandbox, _, _)| sandbox)
     }
 
     fn is_healthy(&self, sandbox: &Sandbox) -> bool {
@@ -74,6 +125,7 @@ impl Pool {
             settings: Settings::new(4, 64),
             budget: None,
             cost: MEMBER_COST,
+            listener: Listener::default(),
         }
     }
 
@@ -170,6 +222,14 @@ impl PoolBuilder {
         self
     }
 
+    /// Has `listener` told of every sandbox that is made, or could not be. It is called by the task
+    /// that does it, and must not block.
+    #[must_use]
+    pub fn on_fork(mut self, listener: impl Fn(PoolFork<'_>) + Send + Sync + 'static) -> Self {
+        self.listener = Listener(Some(Arc::new(listener)));
+        self
+    }
+
     /// Makes the pool, and returns when as many sandboxes are ready as should be. It has to be
     /// called on a tokio runtime, which from then on does the pool's work.
     ///
@@ -180,10 +240,11 @@ impl PoolBuilder {
         let clones = Clones {
             template: self.template,
             cost: self.cost,
+            listener: self.listener,
         };
         let engine = Engine::start(clones, self.settings, self.budget.as_ref())?;
         let pool = Pool {
-            engine: std::sync::Arc::new(engine),
+            engine: Arc::new(engine),
         };
         pool.filled().await?;
         Ok(pool)

@@ -211,6 +211,17 @@ impl Sandbox {
         }
     }
 
+    /// How much of the guest's memory is its own: of a clone, what it has changed and so copied. What
+    /// it only reads of its template's counts for nobody. Looks through the page tables, which takes
+    /// about a millisecond.
+    ///
+    /// # Errors
+    /// [`ErrorKind::GuestDied`] if it has ended, [`ErrorKind::Closed`] if the sandbox is closed.
+    pub async fn copied_bytes(&self) -> Result<u64, Error> {
+        let vm = self.parts()?.vm;
+        blocking("looking through a VM's memory", move || vm.copied_bytes()).await
+    }
+
     /// Holds the guest still: nothing in it runs until [`resume`](Self::resume). Its wall clock goes
     /// on.
     ///

@@ -161,6 +161,20 @@ impl GuestVm {
         }
     }
 
+    /// How many bytes of its memory are its own and nobody else's.
+    pub(crate) fn copied_bytes(&self) -> Result<u64, Error> {
+        let message = "cannot see what a guest has changed";
+        let changed = match self {
+            Self::Local(vm) => vm
+                .changed_pages()
+                .map_err(|error| Error::because(ErrorKind::Internal, message, error))?,
+            Self::Remote(vm) => vm
+                .changed_pages()
+                .map_err(|error| worker_error(message, error))?,
+        };
+        Ok(changed.pages().saturating_mul(ember_snapshot::PAGE_SIZE))
+    }
+
     /// What it has touched since it was made: all, if each page is brought in when it is touched,
     /// else what it has changed.
     pub(crate) fn touched_pages(&self) -> Result<PageSet, Error> {
