@@ -15,6 +15,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "build.rs",
         "Cargo.toml",
         "src/agent",
+        "src/archive",
         "src/bin",
         "src/protocol",
         "src/lib.rs",

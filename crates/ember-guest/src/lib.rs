@@ -5,11 +5,14 @@
 //! - `agent`: the guest's half, PID 1 of every guest (feature `agent`, which only the build of the
 //!   agent itself needs).
 //! - [`AGENT`]: the agent as a static program, to put into an initramfs (feature `embed`).
+//! - [`archive`]: trees of files as tar streams, for both (feature `archive`).
 //! - [`packs`]: the recipes of the images that come with it.
 #![deny(unsafe_code)]
 
 #[cfg(any(test, feature = "agent"))]
 pub mod agent;
+#[cfg(any(test, feature = "archive"))]
+pub mod archive;
 #[cfg(feature = "host")]
 pub mod host;
 pub mod packs;

@@ -11,6 +11,7 @@
 //! Unsafe code is in `spawn::child` (a child between clone and exec) and `sys` (system calls that
 //! no crate wraps).
 
+mod files;
 mod identity;
 mod init;
 mod room;
@@ -20,15 +21,17 @@ mod sys;
 mod tree;
 mod users;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt::Display;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{Mode, umask};
 
+use crate::protocol::FILES_PROGRAM;
 use identity::Identities;
 use server::{Agent, End, Hooks};
 use tree::Trees;
@@ -46,6 +49,8 @@ enum Role {
         /// What would change the machine's identity changes files in this directory.
         identity: Option<PathBuf>,
     },
+    /// Do one thing with files: it was started by the agent itself.
+    Files,
     /// Say the version.
     Version,
 }
@@ -54,7 +59,14 @@ const USAGE: &str = "\
 ember-agent is the first process of an Ember guest and does nothing useful elsewhere.
 For tests: ember-agent --serve-unix PATH [--cgroup DIRECTORY] [--identity DIRECTORY]";
 
-fn role(first: bool, mut arguments: impl Iterator<Item = OsString>) -> Result<Role, &'static str> {
+fn role(
+    first: bool,
+    name: &OsStr,
+    arguments: &mut impl Iterator<Item = OsString>,
+) -> Result<Role, &'static str> {
+    if !first && name.as_bytes() == FILES_PROGRAM {
+        return Ok(Role::Files);
+    }
     let (mut socket, mut cgroup, mut identity) = (None, None, None);
     while let Some(argument) = arguments.next() {
         let value = match argument.to_str() {
@@ -82,7 +94,10 @@ fn role(first: bool, mut arguments: impl Iterator<Item = OsString>) -> Result<Ro
 /// The program. Returns its exit code.
 pub fn main() -> i32 {
     let first = std::process::id() == 1;
-    match role(first, std::env::args_os().skip(1)) {
+    let mut arguments = std::env::args_os();
+    let name = arguments.next().unwrap_or_default();
+    match role(first, &name, &mut arguments) {
+        Ok(Role::Files) => files::main(arguments),
         Ok(Role::Init) => init::run(),
         Ok(Role::Serve {
             socket,

@@ -3,7 +3,17 @@
 use super::*;
 
 fn role_of(first: bool, arguments: &[&str]) -> Result<Role, &'static str> {
-    role(first, arguments.iter().map(OsString::from))
+    let name = OsStr::new("ember-agent");
+    role(first, name, &mut arguments.iter().map(OsString::from))
+}
+
+#[test]
+fn the_program_for_files_is_known_by_its_name() {
+    let mut arguments = ["stat", "x"].iter().map(OsString::from);
+    let name = OsStr::from_bytes(FILES_PROGRAM);
+    assert_eq!(role(false, name, &mut arguments), Ok(Role::Files));
+    assert_eq!(arguments.next(), Some("stat".into()), "the rest is its own");
+    assert_eq!(role(true, name, &mut arguments), Ok(Role::Init));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::time::Duration;
 
-use crate::protocol::{EncodeError, Limits, Message, PtySize, Spawn};
+use crate::protocol::{EncodeError, FileRequest, Limits, Message, PtySize, Spawn};
 
 /// Where a command's standard input comes from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,6 +41,20 @@ impl Command {
         Self {
             spawn: Spawn {
                 argv,
+                ..Spawn::default()
+            },
+        }
+    }
+
+    /// Does one thing with files, by the agent's own program. What it reads and writes are the
+    /// command's streams; its directory is where relative paths begin. As any command, it runs as
+    /// root unless a user is named.
+    pub fn files(request: &FileRequest) -> Self {
+        Self {
+            spawn: Spawn {
+                argv: request.arguments(),
+                builtin: true,
+                stdin: request.has_input(),
                 ..Spawn::default()
             },
         }
@@ -163,6 +177,11 @@ impl Command {
         let mut bytes = Vec::new();
         Message::Spawn(Cow::Borrowed(&self.spawn)).encode(0, &mut bytes)?;
         Ok(bytes)
+    }
+
+    /// Whether it takes a program that the agent brings.
+    pub(super) fn is_builtin(&self) -> bool {
+        self.spawn.builtin
     }
 
     pub(super) fn into_spawn(self) -> Spawn {

@@ -8,6 +8,7 @@
 //! What the agent sends is not trusted: a breach of the protocol ends the connection, and what it
 //! can make this side hold is bounded.
 
+mod blocking;
 mod channel;
 mod command;
 mod driver;
@@ -27,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+pub use blocking::{BlockingReader, BlockingWriter};
 pub use command::{Command, Stdin};
 pub use error::{Closed, Error, ErrorKind};
 pub use identity::Identity;
@@ -34,7 +36,8 @@ pub use process::{Output, Process, ProcessControl, ProcessOutput, ProcessStdin};
 pub use warm::{RunnerId, WarmCommand, WarmRunner};
 
 use crate::protocol::{
-    Decoder, ErrorCode, FEATURE_FREEZE, FEATURE_WARM, Failure, Hello, Kind, Malformed, Message,
+    Decoder, ErrorCode, FEATURE_FILES, FEATURE_FREEZE, FEATURE_WARM, Failure, Hello, Kind,
+    Malformed, Message,
 };
 
 use driver::Driver;
@@ -131,6 +134,9 @@ impl Agent {
     ///
     /// Dropping the future ends the command if it was started meanwhile.
     pub async fn spawn(&self, command: Command) -> Result<Process, Error> {
+        if command.is_builtin() {
+            self.require(FEATURE_FILES, "work on the guest's files", "cannot")?;
+        }
         Process::spawn(&self.link, command).await
     }
 

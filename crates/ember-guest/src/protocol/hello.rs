@@ -23,6 +23,8 @@ pub const FEATURE_WARM: u64 = 1 << 3;
 
 /// The agent can keep a command from everything else in the guest (`Spawn::confined`).
 pub const FEATURE_CONFINE: u64 = 1 << 4;
+/// The agent brings a program for files (`Spawn::builtin`, [`FileRequest`](super::FileRequest)).
+pub const FEATURE_FILES: u64 = 1 << 5;
 
 /// Tells this protocol from anything else that might listen. The line ending shows a stream that
 /// was mangled as text.

@@ -44,6 +44,12 @@
 //! command like any other, whose output and end are reported. `Run` then is a `Spawn` whose
 //! process exists already.
 //!
+//! # Files
+//! Files have no frames of their own. `Spawn` can name a program that the agent brings itself
+//! ([`Spawn::builtin`]), and the one for files does one thing with them ([`FileRequest`]): with the
+//! rights of the user that it is to run as, and with streams like any other's, so that a reader that
+//! stops reading stops it, and nothing but a buffer is in memory.
+//!
 //! # Freezing
 //! A machine is saved between two frames, so that neither end has to be told that it was. After
 //! `Freeze` the host sends nothing until its answer has come. The agent ends the frame that it is
@@ -64,6 +70,7 @@
 //! connection, which is closed after it.
 
 mod codec;
+mod files;
 mod frame;
 mod hello;
 mod identity;
@@ -75,10 +82,14 @@ mod spawn;
 mod tests;
 mod warm;
 
+pub use files::{
+    FILES_PROGRAM, FileChange, FileEntry, FileEvent, FileKind, FileNote, FileRecords, FileRequest,
+    exit_code,
+};
 pub use frame::{Decoder, Frame, HEADER_LEN, Header, Kind, data_flags};
 pub use hello::{
-    FEATURE_CGROUP, FEATURE_CONFINE, FEATURE_FREEZE, FEATURE_PTY, FEATURE_WARM, Hello, MIN_VERSION,
-    VERSION, VersionMismatch,
+    FEATURE_CGROUP, FEATURE_CONFINE, FEATURE_FILES, FEATURE_FREEZE, FEATURE_PTY, FEATURE_WARM,
+    Hello, MIN_VERSION, VERSION, VersionMismatch,
 };
 pub use identity::{ENTROPY, Identity, IdentityError, Variables};
 pub use limits::Limits;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::codec::{Reader, put_string};
 use super::{
-    ErrorCode, Limits, MAX_ARGUMENT, MAX_PATH, MAX_PROCESSES, MAX_SPAWN, MAX_STRINGS, MAX_USER,
-    Malformed, PtySize,
+    ErrorCode, FILES_PROGRAM, Limits, MAX_ARGUMENT, MAX_PATH, MAX_PROCESSES, MAX_SPAWN,
+    MAX_STRINGS, MAX_USER, Malformed, PtySize,
 };
 
 /// A command to run, as it goes over the wire.
@@ -27,6 +27,9 @@ pub struct Spawn {
     /// it. If no limit of processes is set, there is one nevertheless ([`MAX_PROCESSES`]). Of a
     /// runner, this holds for its programs.
     pub confined: bool,
+    /// The program is the agent's own, whatever is in the guest; the first argument is its name, and
+    /// tells it what it is ([`FILES_PROGRAM`](super::FILES_PROGRAM)).
+    pub builtin: bool,
     /// Whether standard input is fed by the host. It is `/dev/null` otherwise.
     pub stdin: bool,
     /// A terminal for the command, of this size. Implies `stdin`; all output is stdout.
@@ -107,6 +110,12 @@ pub enum SpawnError {
         /// Its length.
         length: usize,
     },
+    /// The agent has no such program of its own.
+    #[error("the agent has no program {name:?} of its own")]
+    NoBuiltin {
+        /// Its name, shortened.
+        name: String,
+    },
     /// The terminal has no rows or no columns.
     #[error("a terminal of {rows} rows and {columns} columns cannot be")]
     TerminalSize {
@@ -126,6 +135,7 @@ impl SpawnError {
             | Self::VariableTooLong { .. }
             | Self::TotalTooLong { .. }
             | Self::TooMany { .. } => ErrorCode::ArgumentTooLong,
+            Self::NoBuiltin { .. } => ErrorCode::NotFound,
             _ => ErrorCode::InvalidRequest,
         }
     }
@@ -137,7 +147,8 @@ mod option {
     pub(super) const PTY: u8 = 1 << 2;
     pub(super) const TIMEOUT: u8 = 1 << 3;
     pub(super) const CONFINED: u8 = 1 << 4;
-    pub(super) const ALL: u8 = CLEAR_ENV | STDIN | PTY | TIMEOUT | CONFINED;
+    pub(super) const BUILTIN: u8 = 1 << 5;
+    pub(super) const ALL: u8 = CLEAR_ENV | STDIN | PTY | TIMEOUT | CONFINED | BUILTIN;
 }
 
 pub(super) fn shorten(bytes: &[u8]) -> String {
@@ -159,6 +170,10 @@ impl Spawn {
                 });
             }
             check_zero(argument, || format!("argument {index}"))?;
+        }
+        if self.builtin && self.argv[0] != FILES_PROGRAM {
+            let name = shorten(&self.argv[0]);
+            return Err(SpawnError::NoBuiltin { name });
         }
         check_variables(&self.env)?;
         if self.cwd.len() > MAX_PATH {
@@ -225,6 +240,7 @@ impl Spawn {
             (self.pty.is_some(), option::PTY),
             (self.timeout.is_some(), option::TIMEOUT),
             (self.confined, option::CONFINED),
+            (self.builtin, option::BUILTIN),
         ] {
             if set {
                 options |= bit;
@@ -286,6 +302,7 @@ impl Spawn {
             cwd,
             user,
             confined: options & option::CONFINED != 0,
+            builtin: options & option::BUILTIN != 0,
             stdin: options & option::STDIN != 0,
             pty: (options & option::PTY != 0).then_some(size),
             timeout: (options & option::TIMEOUT != 0).then(|| Duration::from_micros(timeout)),

@@ -55,6 +55,9 @@ pub enum WarmError {
         /// The path, shortened.
         path: String,
     },
+    /// A runner is a program of the guest's.
+    #[error("a runner, or what it runs, cannot be a program of the agent's own")]
+    Builtin,
     /// Something of the command.
     #[error(transparent)]
     Command(#[from] SpawnError),
@@ -109,6 +112,9 @@ impl Warm {
         if self.code.len() > MAX_CODE {
             let length = self.code.len();
             return Err(WarmError::CodeTooLong { length });
+        }
+        if self.command.builtin {
+            return Err(WarmError::Builtin);
         }
         Ok(self.command.validate()?)
     }

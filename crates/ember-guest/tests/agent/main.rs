@@ -9,6 +9,7 @@
 
 mod commands;
 mod common;
+mod files;
 mod freezing;
 mod hooks;
 mod refusals;

@@ -84,6 +84,8 @@ pub(super) struct Plan {
     rights: Rights,
     /// What the program gets as descriptor 3.
     inherited: Option<RawFd>,
+    /// The program's file, if it is not looked for.
+    program: Option<RawFd>,
     /// Written by the child.
     failure: Cell<Option<(Step, i32)>>,
 }
@@ -123,6 +125,7 @@ impl Plan {
             limits,
             rights: Rights::Users,
             inherited: None,
+            program: None,
             failure: Cell::new(None),
         }
     }
@@ -137,6 +140,11 @@ impl Plan {
     /// The program gets this descriptor as number 3, which lives until it has been started.
     pub(super) fn inherit(&mut self, fd: RawFd) {
         self.inherited = Some(fd);
+    }
+
+    /// The program is what this descriptor is open for, which lives until it has been started.
+    pub(super) fn execute_file(&mut self, fd: RawFd) {
+        self.program = Some(fd);
     }
 }
 
@@ -347,6 +355,21 @@ fn set_ids(credentials: &Credentials) -> Result<(), (Step, i32)> {
 /// Tries the candidates as execvp(3) does: what is not there is passed over, what may not be
 /// executed is remembered. Returns only to say why none could be executed.
 fn execute(plan: &Plan) -> (Step, i32) {
+    if let Some(fd) = plan.program {
+        // SAFETY: an empty string and two lists of strings that end in null, all of which live
+        // across the call.
+        unsafe {
+            libc::syscall(
+                libc::SYS_execveat,
+                fd,
+                c"".as_ptr(),
+                plan.argv.as_ptr(),
+                plan.envp.as_ptr(),
+                libc::AT_EMPTY_PATH,
+            )
+        };
+        return (Step::Execute, Errno::last_raw());
+    }
     let mut errno = libc::ENOENT;
     let search = plan.candidates.len() > 1;
     for candidate in &plan.candidates {

@@ -11,6 +11,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
@@ -52,6 +53,8 @@ pub(crate) struct Spawner {
     /// The agent's own PID namespace.
     namespace: OwnedFd,
     filter: Vec<libc::sock_filter>,
+    /// The agent's own program, wherever it is by now.
+    own: OwnedFd,
 }
 
 /// Why a process is made.
@@ -71,6 +74,11 @@ impl Spawner {
             stack: Stack::new(),
             namespace: File::open("/proc/self/ns/pid")?.into(),
             filter: filter::program(),
+            own: File::options()
+                .read(true)
+                .custom_flags(libc::O_PATH)
+                .open("/proc/self/exe")?
+                .into(),
         })
     }
 
@@ -136,6 +144,9 @@ impl Spawner {
             }),
             rlimits(request),
         );
+        if request.builtin {
+            plan.execute_file(self.own.as_raw_fd());
+        }
         let mut room = None;
         match purpose {
             Purpose::Runner(fd) => {

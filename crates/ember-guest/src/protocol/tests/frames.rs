@@ -128,10 +128,10 @@ fn payloads_that_cannot_be() {
     );
     let mut bytes = encode(1, &Message::Spawn(Cow::Owned(spawn())));
     let payload = &mut bytes[HEADER_LEN..];
-    payload[0] = 0x20;
+    payload[0] = 0x40;
     assert_eq!(
         out_of_range(decode(Kind::Spawn, 0, payload)),
-        ("options", 0x20)
+        ("options", 0x40)
     );
 }
 

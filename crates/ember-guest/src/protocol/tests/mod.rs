@@ -1,6 +1,7 @@
 //! Golden frames, round trips, and bytes that nobody would send.
 
 mod commands;
+mod files;
 mod frames;
 mod golden;
 mod hello;
@@ -45,6 +46,7 @@ fn spawn() -> Spawn {
         cwd: b"/t".to_vec(),
         user: b"u".to_vec(),
         confined: true,
+        builtin: false,
         stdin: false,
         pty: Some(PtySize {
             rows: 24,

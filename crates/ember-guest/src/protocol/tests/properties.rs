@@ -44,6 +44,7 @@ prop_compose! {
             cwd,
             user,
             confined,
+            builtin: false,
             stdin,
             pty: pty.map(|(rows, columns)| PtySize { rows, columns }),
             timeout: timeout.map(Duration::from_micros),
