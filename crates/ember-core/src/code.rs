@@ -3,6 +3,7 @@
 mod program;
 
 use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ pub struct Code {
     timeout: Option<Duration>,
     limits: Limits,
     compile_timeout: Duration,
+    artifacts: Vec<Vec<u8>>,
+    artifact_bytes: u64,
 }
 
 #[derive(Debug, Clone)]
@@ -55,6 +58,9 @@ enum Input {
 
 /// How long a compiler may take if nothing is said: far longer than one does that ends.
 const COMPILE_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How much is collected if nothing is said.
+const ARTIFACT_BYTES: u64 = 16 << 20;
 
 impl Code {
     /// A Python program.
@@ -91,6 +97,8 @@ impl Code {
             timeout: None,
             limits: Limits::default(),
             compile_timeout: COMPILE_TIMEOUT,
+            artifacts: Vec::new(),
+            artifact_bytes: ARTIFACT_BYTES,
         }
     }
 
@@ -185,6 +193,43 @@ impl Code {
     #[must_use]
     pub fn compile_timeout(mut self, timeout: Duration) -> Self {
         self.compile_timeout = timeout;
+        self
+    }
+
+    /// Collects files after it has ended, whichever way it did: [`Output::artifacts`] has them. A
+    /// path, relative to where the program starts or absolute, in which `*`, `?` and `[..]` are as
+    /// in a shell, and `**` is any number of directories; a directory comes with all that is in it.
+    /// Can be said several times.
+    ///
+    /// What is not there is no error, but [told](crate::Artifacts::left_out). Of a program that is
+    /// [started](crate::Sandbox::start) nothing is collected by itself:
+    /// [`Files::collect`](crate::Files::collect) can be asked.
+    ///
+    /// ```no_run
+    /// # async fn example(sandbox: ember_core::Sandbox) -> Result<(), ember_core::Error> {
+    /// # use ember_core::Code;
+    /// let code = Code::python("open('sum.txt', 'w').write(str(6 * 7)); 1 / 0");
+    /// let out = sandbox.run(code.artifact("*.txt")).await?;
+    /// let artifacts = out.artifacts.unwrap_or_default();
+    /// assert_eq!(artifacts.read("sum.txt")?.as_deref(), Some(&b"42"[..]));
+    /// artifacts.unpack("results").await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// [`Output::artifacts`]: crate::Output::artifacts
+    #[must_use]
+    pub fn artifact(mut self, pattern: impl AsRef<Path>) -> Self {
+        self.artifacts
+            .push(pattern.as_ref().as_os_str().as_bytes().to_vec());
+        self
+    }
+
+    /// The most bytes of [artifacts](Self::artifact), as an archive: 16 MiB if not said. Files that
+    /// do not fit are left out.
+    #[must_use]
+    pub fn artifacts_at_most(mut self, bytes: u64) -> Self {
+        self.artifact_bytes = bytes;
         self
     }
 

@@ -23,10 +23,15 @@ pub enum ErrorKind {
     HostUnsupported,
     /// The request is wrong, and will be wrong again.
     InvalidRequest,
-    /// There is no such program in the guest.
+    /// There is no such program, or no such file, in the guest.
     NotFound,
     /// The program is there and cannot be executed by this user.
     NotExecutable,
+    /// The file is not this user's to read, write or remove.
+    PermissionDenied,
+    /// There is more than was to be moved or kept: a cap of the caller's, or of the system's on
+    /// files.
+    TooLarge,
     /// The program could not be compiled, and so not be started. The message has what the compiler
     /// said. Of a program that is [run](crate::Sandbox::run) to its end, that is an outcome.
     CompilationFailed,
@@ -40,7 +45,8 @@ pub enum ErrorKind {
     WarmUpFailed,
     /// A clone did not answer, or could not be made unique. There is no such clone.
     ForkFailed,
-    /// A template's file is damaged, is none, or was written by another version.
+    /// A template's file is damaged, is none, or was written by another version; or an archive that a
+    /// guest has sent is none, or has what it may not have.
     Damaged,
     /// The guest ended, or stopped answering, while something was asked of it.
     GuestDied,

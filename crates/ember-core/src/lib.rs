@@ -45,6 +45,7 @@ mod blocking;
 mod code;
 mod compile;
 mod error;
+mod files;
 mod host;
 mod language;
 mod output;
@@ -61,6 +62,7 @@ pub use backing::Backing;
 pub use code::Code;
 pub use compile::Compilation;
 pub use error::{Error, ErrorKind};
+pub use files::{Artifacts, Copied, FileWatch, Files, LeftOut};
 pub use host::{Condition, Finding, Host, Measured};
 pub use language::{Account, Compiler, Language};
 pub use output::{Captured, Output};
@@ -75,6 +77,7 @@ pub use template::{
 pub use verdict::Verdict;
 
 pub use ember_guest::host::{Command, ProcessControl, ProcessOutput, ProcessStdin, Stdin};
+pub use ember_guest::protocol::{FileChange, FileEntry, FileEvent, FileKind};
 pub use ember_guest::protocol::{LimitHit, Limits, Outcome, PtySize, Status};
 pub use ember_snapshot::format::{Artefact, CpuRequirements, Manifest, Parent};
 pub use ember_snapshot::memory::MemoryHash;

@@ -7,6 +7,7 @@ use std::ops::Deref;
 use ember_guest::protocol::Outcome;
 
 use crate::compile::Compilation;
+use crate::files::Artifacts;
 
 /// What came of a program that ran to its end, or was ended.
 #[derive(Debug, Clone)]
@@ -22,6 +23,9 @@ pub struct Output {
     pub outcome: Outcome,
     /// How it was compiled, if its language is one that is.
     pub compile: Option<Compilation>,
+    /// The files that it was asked to leave ([`Code::artifact`](crate::Code::artifact)), however it
+    /// ended. None if none were asked for, or if it was not run.
+    pub artifacts: Option<Artifacts>,
 }
 
 impl Output {

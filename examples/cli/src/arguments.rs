@@ -4,8 +4,11 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use ember_core::{ByteSize, Image, Kernel, Placement};
+
+use crate::transfer::Transfer;
 
 const AFTER_HELP: &str = "\
 Exit status: that of the program; 128 + N if signal N ended it, 123 if it could not be compiled, 124
@@ -107,6 +110,8 @@ pub(crate) struct Run {
     pub(crate) code: Option<String>,
     #[command(flatten)]
     pub(crate) how: How,
+    #[command(flatten)]
+    pub(crate) transfers: Transfers,
     /// The program's file, or `-` for standard input, unless the program was given; then what the
     /// program is given.
     #[arg(
@@ -122,6 +127,8 @@ pub(crate) struct Run {
 pub(crate) struct Exec {
     #[command(flatten)]
     pub(crate) how: How,
+    #[command(flatten)]
+    pub(crate) transfers: Transfers,
     /// The command and its arguments.
     #[arg(
         value_name = "COMMAND",
@@ -158,6 +165,24 @@ pub(crate) struct How {
     /// A variable of its environment.
     #[arg(long, short, value_name = "NAME=VALUE", value_parser = variable)]
     pub(crate) env: Vec<(String, String)>,
+}
+
+/// Files that go in before, and out after.
+#[derive(Debug, Args)]
+pub(crate) struct Transfers {
+    /// Copy a file or directory of this host into the guest before the program starts. GUEST is its
+    /// name there, relative to where the program starts, or a directory to put it into if it ends
+    /// in a slash; what is in a directory HOST is put into the directory GUEST. Without GUEST it keeps
+    /// its name. Can be given several times.
+    #[arg(long, value_name = "HOST[:GUEST]", value_parser = transfer_parser())]
+    pub(crate) put: Vec<Transfer>,
+    /// Copy a file or directory of the guest out to this host when the program has ended, also if it
+    /// failed or its time was up. GUEST is relative to where the program started; if it has `*`,
+    /// `?` or `[..]` in it, or `**` for any number of directories, all that matches is put into the
+    /// directory HOST. Nothing is written outside of HOST, and links that lead out of it are left
+    /// out. Without HOST it keeps its name, here. Can be given several times.
+    #[arg(long, value_name = "GUEST[:HOST]", value_parser = transfer_parser())]
+    pub(crate) get: Vec<Transfer>,
 }
 
 #[derive(Debug, Args)]
@@ -243,6 +268,10 @@ pub(crate) struct Prepare {
     /// Also write the initramfs that guests start from to FILE.
     #[arg(long, value_name = "FILE")]
     pub(crate) initramfs: Option<PathBuf>,
+}
+
+fn transfer_parser() -> impl TypedValueParser<Value = Transfer> {
+    OsStringValueParser::new().try_map(|text| Transfer::parse(&text))
 }
 
 // The shape of clap's parsers; these accept anything.

@@ -16,6 +16,7 @@ mod run;
 mod shell;
 mod streams;
 mod template;
+mod transfer;
 
 use std::process::ExitCode;
 

@@ -51,6 +51,7 @@ pub(crate) fn output(output: &Output) -> Value {
         truncated,
         outcome,
         compile,
+        artifacts: _,
     } = output;
     let (exit_code, signal) = match outcome.status {
         Status::Exited(code) => (Some(code), None),

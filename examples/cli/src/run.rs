@@ -10,21 +10,28 @@ use tokio::io::AsyncReadExt;
 use crate::arguments::{Common, Run};
 use crate::guest::{for_code, with_guest};
 use crate::report::say;
-use crate::{report, streams};
+use crate::{report, streams, transfer};
 
 pub(crate) async fn run(options: &Run, common: &Common) -> Result<ExitCode> {
     let code = code(options).await?;
     let common = for_code(common, &code).await?;
     with_guest(&common, async |sandbox: Sandbox| {
-        let outcome = in_guest(&sandbox, code, common.json).await;
+        let outcome = in_guest(&sandbox, code, options, common.json).await;
         (sandbox, outcome)
     })
     .await
 }
 
-async fn in_guest(sandbox: &Sandbox, code: Code, json: bool) -> Result<ExitCode> {
+async fn in_guest(sandbox: &Sandbox, code: Code, options: &Run, json: bool) -> Result<ExitCode> {
+    let Run { how, transfers, .. } = options;
+    let files = match &how.user {
+        Some(user) => sandbox.files().as_user(user),
+        None => sandbox.files(),
+    };
+    transfer::put(&files, transfers, how).await?;
     if json {
         let output = sandbox.run(code).await?;
+        transfer::get(&files, transfers, how, output.success()).await?;
         say!("{:#}", report::output(&output));
         return Ok(report::status_of(&output));
     }
@@ -37,6 +44,7 @@ async fn in_guest(sandbox: &Sandbox, code: Code, json: bool) -> Result<ExitCode>
     }
     let process = sandbox.start(code).await?;
     let outcome = streams::connect(process).await?;
+    transfer::get(&files, transfers, how, outcome.success()).await?;
     Ok(report::status(&outcome))
 }
 

@@ -104,6 +104,68 @@ fn statuses_tell_how_it_ended() {
 }
 
 #[test]
+fn files_go_in_before_and_come_out_after() {
+    let directory = tempfile::tempdir().unwrap();
+    let here = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    fs::create_dir(here("in")).unwrap();
+    fs::write(here("in/numbers"), "1\n2\n3\n").unwrap();
+    // A program that fails leaves what it has made as well.
+    let program = "import os, sys; os.mkdir('out')\n\
+                   open('out/sum', 'w').write(str(sum(map(int, open('data/numbers')))))\n\
+                   os.symlink('/etc/passwd', 'out/away'); sys.exit(5)";
+    let output = ember(&[
+        "run",
+        "-l",
+        "python",
+        "-c",
+        program,
+        "--put",
+        &format!("{}:data", here("in")),
+        "--get",
+        &format!("out:{}", here("all")),
+        "--get",
+        &format!("*/s?m:{}", here("found")),
+        "--get",
+        "nothing",
+    ])
+    .output()
+    .unwrap();
+    assert_eq!(output.status.code(), Some(5), "{output:?}");
+    assert_eq!(fs::read_to_string(here("all/sum")).unwrap(), "6");
+    assert_eq!(fs::read_to_string(here("found/out/sum")).unwrap(), "6");
+    assert!(fs::symlink_metadata(here("all/away")).is_err());
+    let said = text(&output.stderr);
+    assert!(said.contains("\"away\" was left out"), "{said}");
+    assert!(said.contains("cannot look at \"nothing\""), "{said}");
+    // Of one that succeeds, what is missing is an error; of one that was not there, too.
+    for arguments in [
+        &["run", "-l", "python", "-c", "", "--get", "nothing"][..],
+        &["run", "-l", "python", "-c", "", "--put", "/no/such/file"],
+    ] {
+        let output = ember(arguments).output().unwrap();
+        assert!(
+            matches!(output.status.code(), Some(125 | 127)),
+            "{output:?}"
+        );
+    }
+    // As root, for what is root's.
+    let put = format!("{}:/etc/numbers", here("in/numbers"));
+    let output = ember(&[
+        "exec",
+        "--put",
+        &put,
+        "--",
+        "stat",
+        "-c",
+        "%u",
+        "/etc/numbers",
+    ])
+    .output()
+    .unwrap();
+    assert_eq!(text(&output.stdout), "0\n", "{output:?}");
+}
+
+#[test]
 fn an_unknown_language_is_refused_with_the_list() {
     let output = ember(&["run", "--lang", "cobol", "-c", "x"])
         .output()

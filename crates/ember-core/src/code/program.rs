@@ -10,6 +10,7 @@ use ember_guest::host::{Command, Stdin, WarmCommand};
 use super::{Code, Input, Source};
 use crate::compile::Build;
 use crate::error::{Error, ErrorKind};
+use crate::files::Wanted;
 use crate::language::{Account, Compiler, Language};
 
 /// What the interpreter can be handed as an argument: Linux takes 128 KiB with the zero byte at
@@ -35,6 +36,8 @@ pub(crate) struct Program {
     pub(crate) input: Vec<u8>,
     /// The same for a guest that keeps the language's interpreter warm.
     pub(crate) warm: Option<WarmProgram>,
+    /// What is to be collected after its end.
+    pub(crate) artifacts: Option<Wanted>,
 }
 
 /// Code for an interpreter that is kept warm.
@@ -68,6 +71,7 @@ impl From<Command> for Program {
             command,
             input: Vec::new(),
             warm: None,
+            artifacts: None,
         }
     }
 }
@@ -162,6 +166,7 @@ impl Code {
         let directory = self
             .directory
             .unwrap_or_else(|| account.home.clone().into());
+        let (place, who) = (directory.clone(), self.user.clone());
         warm = warm.args(self.arguments.clone()).current_dir(&directory);
         command = command
             .args(self.arguments)
@@ -189,6 +194,13 @@ impl Code {
                 bytes
             }
         };
+        let artifacts = (!self.artifacts.is_empty()).then(|| Wanted {
+            patterns: self.artifacts,
+            // As the guest's agent takes it.
+            directory: Path::new("/").join(place),
+            user: who,
+            bytes: self.artifact_bytes,
+        });
         let is_warmable = is_accounts && !interpreter.runner.is_empty();
         let warm = is_warmable.then(|| WarmProgram {
             language: interpreter.name.clone(),
@@ -202,6 +214,7 @@ impl Code {
             command,
             input,
             warm,
+            artifacts,
         })
     }
 }

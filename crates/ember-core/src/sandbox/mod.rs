@@ -76,7 +76,7 @@ pub(crate) struct Settings {
 
 /// What outlives the sandbox in the hands of its processes: enough to say what became of it.
 #[derive(Debug)]
-struct Guest {
+pub(crate) struct Guest {
     /// There until the sandbox is closed or dropped.
     machine: Mutex<Option<Machine>>,
     watcher: Watcher,
@@ -287,6 +287,18 @@ impl Sandbox {
         })
     }
 
+    pub(crate) fn agent(&self) -> &Agent {
+        &self.agent
+    }
+
+    pub(crate) fn fixture(&self) -> &Fixture {
+        &self.fixture
+    }
+
+    pub(crate) fn guest(&self) -> &Arc<Guest> {
+        &self.guest
+    }
+
     /// What an error of the guest's agent means to the caller.
     pub(crate) async fn explain(&self, error: host::Error) -> Error {
         self.guest.explain(error).await
@@ -305,12 +317,21 @@ impl Sandbox {
     }
 
     /// Runs a program that was made ready for a guest of this image.
-    pub(crate) async fn run_program(&self, program: Program) -> Result<Output, Error> {
+    pub(crate) async fn run_program(&self, mut program: Program) -> Result<Output, Error> {
+        let wanted = program.artifacts.take();
         let limit = self.fixture.settings.output_limit;
         match self.launch(program.output_at_most(limit)).await? {
             Launched::Running(process, input, compile) => {
                 let output = process.output_of(input, limit).await?;
-                Ok(Output { compile, ..output })
+                let artifacts = match wanted {
+                    Some(wanted) => Some(self.files().collect_wanted(wanted).await?),
+                    None => None,
+                };
+                Ok(Output {
+                    compile,
+                    artifacts,
+                    ..output
+                })
             }
             Launched::NotCompiled(compilation, outcome) => Ok(Output {
                 stdout: Captured::default(),
@@ -318,6 +339,7 @@ impl Sandbox {
                 truncated: false,
                 outcome,
                 compile: Some(compilation),
+                artifacts: None,
             }),
         }
     }
@@ -329,6 +351,7 @@ impl Sandbox {
             command,
             input,
             warm,
+            artifacts: _,
         } = program;
         self.store(files, &self.fixture.image.account.user).await?;
         let warm = warm.filter(|warm| self.fixture.runners.contains(&warm.language));
@@ -414,7 +437,7 @@ impl Guest {
     }
 
     /// What an error of the guest's agent means to the caller.
-    async fn explain(&self, error: host::Error) -> Error {
+    pub(crate) async fn explain(&self, error: host::Error) -> Error {
         let kind = match error.kind() {
             host::ErrorKind::Refused(code) => match code {
                 ErrorCode::NotFound => ErrorKind::NotFound,

@@ -137,6 +137,7 @@ impl Process {
                 truncated: output.truncated || output.outcome.limit == Some(LimitHit::Output),
                 outcome: output.outcome,
                 compile: None,
+                artifacts: None,
             }),
             Err(error) => Err(guest.explain(error).await),
         }

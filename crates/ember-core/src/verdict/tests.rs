@@ -26,6 +26,7 @@ fn output(status: Status, limit: Option<LimitHit>) -> Output {
         truncated: false,
         outcome: outcome(status, limit),
         compile: None,
+        artifacts: None,
     }
 }
 

@@ -100,6 +100,11 @@ impl<W: Write, L: FnMut(&[u8], LeftOut) -> io::Result<()>> Packer<W, L> {
         }
     }
 
+    /// How many files, directories and links it has.
+    pub fn entries(&self) -> u64 {
+        self.entries
+    }
+
     /// Adds all that is in `directory`, under the names that it has there.
     ///
     /// # Errors
