@@ -4,11 +4,12 @@
 mod common;
 
 use common::runtime;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ember_core::{
-    ByteSize, Code, Command, ErrorKind, ForkOptions, Image, Kernel, Pool, Status, Template,
-    TemplateBuilder,
+    ByteSize, Code, Command, ErrorKind, ForkOptions, Image, Kernel, Pool, PoolFork, Status,
+    Template, TemplateBuilder,
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -102,9 +103,15 @@ fn a_running_guest_is_cloned_with_its_processes() {
 fn a_pool_hands_out_clones_and_makes_others() {
     runtime().block_on(async {
         let template = builder().build().await.unwrap();
+        let forks = Arc::new(Mutex::new(Vec::new()));
+        let told = Arc::clone(&forks);
         let pool = Pool::builder(template)
             .ready(2)
             .max(3)
+            .on_fork(move |fork| match fork {
+                PoolFork::Made { object, reply } => told.lock().unwrap().push((object, reply)),
+                other => panic!("{other:?}"),
+            })
             .build()
             .await
             .unwrap();
@@ -124,8 +131,20 @@ fn a_pool_hands_out_clones_and_makes_others() {
         drop(taken.pop());
         let next = pool.acquire_within(PATIENCE).await.unwrap();
         next.ping().await.unwrap();
+        let before = next.copied_bytes().await.unwrap();
+        assert!(before > 0);
+        let fill = "head -c 8M /dev/urandom > /dev/shm/fill";
+        let out = next.exec(Command::from_argv(["sh", "-c", fill])).await;
+        assert!(out.unwrap().success());
+        let more = next.copied_bytes().await.unwrap() - before;
+        assert!((8 << 20..64 << 20).contains(&more), "{more} bytes");
         drop((taken, next));
         assert_eq!(pool.drain(PATIENCE).await, 0);
+        let forks = forks.lock().unwrap();
+        assert_eq!(forks.len() as u64, pool.status().made);
+        for (object, reply) in forks.iter() {
+            assert!(!object.is_zero() && object < reply, "{forks:?}");
+        }
     });
 }
 

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::process::{self, ExitCode};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -31,7 +32,7 @@ fn perform(options: &Options) -> Result<usize> {
         .enable_all()
         .build()
         .context("cannot start the async runtime")?;
-    runtime.block_on(async {
+    let outcome = runtime.block_on(async {
         let mut signals = Signals::new()?;
         let server = Server::bind(options).await?;
         let stop = async move {
@@ -50,7 +51,10 @@ fn perform(options: &Options) -> Result<usize> {
             });
         };
         server.run(stop).await
-    })
+    });
+    // A thread may still be building an image, which nobody waits for any more.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    outcome
 }
 
 /// What asks the server to end.

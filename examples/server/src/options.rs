@@ -32,7 +32,7 @@ pub struct Options {
     /// A file with the keys that clients may use, one a line.
     #[arg(long, value_name = "FILE")]
     pub key_file: Option<PathBuf>,
-    /// The language packs that there are sandboxes of, the first being the usual one.
+    /// The language packs that there are sandboxes of, separated by commas.
     #[arg(
         long = "packs",
         value_name = "PACKS",

@@ -1,5 +1,6 @@
 //! A pool of sandboxes for each language pack.
 
+use std::fs;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ pub(crate) struct Pack {
     pub(crate) name: String,
     /// As far as they are known without its image.
     languages: Vec<Language>,
+    /// What runs while its template is built.
+    warm_up: Vec<Code>,
     ready: OnceLock<Ready>,
 }
 
@@ -44,7 +47,7 @@ impl Packs {
     /// Those that `options` name. Nothing is built yet.
     pub(crate) fn named(options: &Options) -> Result<Self> {
         let known = Assets::of_user()?.packs()?;
-        let mut packs: Vec<Arc<Pack>> = Vec::new();
+        let mut packs: Vec<Pack> = Vec::new();
         for name in &options.packs {
             let Some(pack) = known.iter().find(|pack| pack.name == *name) else {
                 let names: Vec<&str> = known.iter().map(|pack| pack.name.as_str()).collect();
@@ -54,24 +57,31 @@ impl Packs {
                 bail!("the pack {name} has a flaw: {problem}");
             }
             if packs.iter().all(|pack| pack.name != *name) {
-                packs.push(Arc::new(Pack::new(name, pack.languages.clone())));
+                packs.push(Pack::new(name, pack.languages.clone()));
             }
         }
-        let packs = Self(packs);
         for path in &options.warm_up {
             let code = Code::file(path);
-            if !packs.iter().any(|pack| pack.has(&code)) {
+            let text = fs::read_to_string(path)
+                .with_context(|| format!("cannot read the program {}", path.display()))?;
+            let mut is_known = false;
+            for pack in &mut packs {
+                if let Ok(language) = code.find_language(&pack.languages) {
+                    // As text it runs in the interpreter that is kept warm, and not beside it.
+                    let code = Code::new(&language.name, &text);
+                    pack.warm_up.push(code);
+                    is_known = true;
+                }
+            }
+            if !is_known {
                 bail!(
                     "{}: its name's extension tells no language of the packs {}",
                     path.display(),
                     options.packs.join(", ")
                 );
             }
-            if !path.is_file() {
-                bail!("{}: there is no such file", path.display());
-            }
         }
-        Ok(packs)
+        Ok(Self(packs.into_iter().map(Arc::new).collect()))
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Pack>> {
@@ -160,6 +170,7 @@ impl Pack {
         Self {
             name: name.to_owned(),
             languages,
+            warm_up: Vec::new(),
             ready: OnceLock::new(),
         }
     }
@@ -181,10 +192,6 @@ impl Pack {
             return Err(ApiError::preparing(&self.name));
         };
         Ok(ready.pool.acquire_within(options.queue_timeout).await?)
-    }
-
-    fn has(&self, code: &Code) -> bool {
-        code.find_language(self.languages()).is_ok()
     }
 
     async fn prepare(&self, options: &Options, metrics: &Arc<Metrics>) -> Result<Ready, Error> {
@@ -211,11 +218,8 @@ impl Pack {
         if let Some(kernel) = &options.kernel {
             builder = builder.kernel(kernel.clone());
         }
-        for path in &options.warm_up {
-            let code = Code::file(path);
-            if code.find_language(&built.languages).is_ok() {
-                builder = builder.warm_up(code);
-            }
+        for code in &self.warm_up {
+            builder = builder.warm_up(code.clone());
         }
         let template = builder.build().await?;
         let shared_bytes = template.shared_bytes();

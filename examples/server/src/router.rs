@@ -92,7 +92,7 @@ struct Seen {
 impl Drop for Seen {
     fn drop(&mut self) {
         let elapsed = self.begun.elapsed();
-        let (path, ms) = (&self.path, elapsed.as_secs_f64() * 1e3);
+        let (path, ms) = (&self.path, (elapsed.as_secs_f64() * 1e6).round() / 1e3);
         let (route, status) = (std::mem::take(&mut self.route), self.status);
         // What the web servers of many call a client that has closed the connection.
         let number = status.map_or(499, |status| status.as_u16());

@@ -264,3 +264,6 @@ fn can_boot(host: &Host) -> Result<()> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -68,12 +68,9 @@ fn packs_and_files_that_are_not_there_are_named() {
         (["--packs", "python,cobol"], ["\"cobol\"", "python"]),
         (
             ["--warm-up", "/nowhere/x.py"],
-            ["/nowhere/x.py", "no such file"],
+            ["/nowhere/x.py", "No such file"],
         ),
-        (
-            ["--warm-up", "/nowhere/x.cob"],
-            ["/nowhere/x.cob", "extension"],
-        ),
+        (["--warm-up", "Cargo.toml"], ["Cargo.toml", "extension"]),
         (["--ready", "65"], ["65", "--max"]),
     ] {
         let (status, said) = refused(&arguments, &[]);
