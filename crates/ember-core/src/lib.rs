@@ -12,6 +12,8 @@
 //! # }
 //! ```
 //!
+//! [`Sandbox::files`] moves files in and out, and [`Code::artifact`] names what a program leaves behind.
+//!
 //! A guest that is booted and warmed once can be cloned from then on:
 //!
 //! ```no_run

@@ -179,7 +179,7 @@ pub(crate) struct Transfers {
     /// Copy a file or directory of the guest out to this host when the program has ended, also if it
     /// failed or its time was up. GUEST is relative to where the program started; if it has `*`,
     /// `?` or `[..]` in it, or `**` for any number of directories, all that matches is put into the
-    /// directory HOST. Nothing is written outside of HOST, and links that lead out of it are left
+    /// directory HOST, under its path. Nothing is written outside of HOST, and links that lead out of it are left
     /// out. Without HOST it keeps its name, here. Can be given several times.
     #[arg(long, value_name = "GUEST[:HOST]", value_parser = transfer_parser())]
     pub(crate) get: Vec<Transfer>,

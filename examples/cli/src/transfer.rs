@@ -5,7 +5,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use ember_core::{Copied, Files};
+use ember_core::{Copied, Error, Files};
 
 use crate::arguments::{How, Transfers};
 
@@ -50,7 +50,7 @@ pub(crate) async fn put(files: &Files<'_>, transfers: &Transfers, how: &How) -> 
         // Under its own name: `.` and `..` have none, and go where the program starts.
         let name = to.as_deref().or_else(|| Path::new(from).file_name());
         let copied = files.copy_in(from, in_guest(how, name.unwrap_or(OsStr::new("."))));
-        tell(&copied.await?);
+        tell(&copied.await.map_err(plain)?);
     }
     Ok(())
 }
@@ -66,14 +66,14 @@ pub(crate) async fn get(
     for Transfer { from, to } in &transfers.get {
         match get_one(files, &in_guest(how, from), to.as_deref()).await {
             Ok(()) => {}
-            Err(error) if is_well => return Err(error),
-            Err(error) => eprintln!("ember: {error:#}"),
+            Err(error) if is_well => return Err(plain(error)),
+            Err(error) => eprintln!("ember: {:#}", plain(error)),
         }
     }
     Ok(())
 }
 
-async fn get_one(files: &Files<'_>, from: &Path, to: Option<&OsStr>) -> Result<()> {
+async fn get_one(files: &Files<'_>, from: &Path, to: Option<&OsStr>) -> Result<(), Error> {
     let is_pattern = from
         .as_os_str()
         .as_bytes()
@@ -90,6 +90,11 @@ async fn get_one(files: &Files<'_>, from: &Path, to: Option<&OsStr>) -> Result<(
     let name = to.or_else(|| from.file_name()).unwrap_or(OsStr::new("."));
     tell(&files.copy_out(from, name).await?);
     Ok(())
+}
+
+/// What is wrong with a file is not what the exit status says of a program.
+fn plain(error: Error) -> anyhow::Error {
+    anyhow::anyhow!("{:#}", anyhow::Error::from(error))
 }
 
 fn tell(copied: &Copied) {
