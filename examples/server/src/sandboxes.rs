@@ -102,7 +102,8 @@ impl Sandboxes {
 impl App {
     /// Ends the sandboxes that have lain idle or lived too long, or that have died, now and then.
     pub(crate) async fn evict(&self) {
-        let often = Duration::from_secs(1).min(self.options.idle_timeout / 2);
+        let often = (self.options.idle_timeout / 2)
+            .clamp(Duration::from_millis(10), Duration::from_secs(1));
         let mut ticks = tokio::time::interval(often);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
