@@ -424,6 +424,42 @@ fn a_full_disk_is_told() {
     });
 }
 
+/// Who gives a request up, or waits for a guest that does nothing, leaves nothing of it behind.
+#[test]
+fn a_request_ends_with_who_made_it() {
+    shared(async |sandbox| {
+        let files = sandbox.files();
+        sandbox.pause().await.unwrap();
+        let hasty = files.clone().patience(Duration::from_millis(300));
+        assert_eq!(kind(hasty.read("/etc/passwd").await), ErrorKind::GuestDied);
+        sandbox.resume().await.unwrap();
+        assert!(files.read("/etc/passwd").await.is_ok());
+
+        // In the middle of a copy, in either direction.
+        files.write("large", vec![7; 8 << 20]).await.unwrap();
+        let place = tempfile::tempdir().unwrap();
+        let soon = Duration::from_millis(30);
+        let copy = files.copy_out("/usr/lib", place.path());
+        assert!(tokio::time::timeout(soon, copy).await.is_err());
+        let endless = files.write_from("endless", tokio::io::repeat(7));
+        assert!(tokio::time::timeout(soon, endless).await.is_err());
+        let running = "ps -o args= -A | grep '[e]mber-files'; true";
+        let end = Instant::now() + Duration::from_secs(30);
+        loop {
+            let out = sandbox
+                .exec(Command::from_argv(["sh", "-c", running]))
+                .await
+                .unwrap();
+            if out.stdout == "" {
+                break;
+            }
+            assert!(Instant::now() < end, "{out:?}");
+        }
+        let size = files.stat("endless").await.unwrap().size;
+        assert!(size < 256 << 20, "{size}");
+    });
+}
+
 fn resident_kib() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status
