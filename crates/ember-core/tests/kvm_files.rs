@@ -450,7 +450,7 @@ fn a_request_ends_with_who_made_it() {
                 .exec(Command::from_argv(["sh", "-c", running]))
                 .await
                 .unwrap();
-            if out.stdout == "" {
+            if out.stdout.is_empty() {
                 break;
             }
             assert!(Instant::now() < end, "{out:?}");
