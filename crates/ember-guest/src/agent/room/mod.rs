@@ -17,8 +17,21 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use nix::sched::{CloneFlags, setns};
+use nix::unistd::geteuid;
+
+/// Whether the kernel has all that rooms are made of, and lets the agent make them.
+pub(crate) fn can_be_made() -> bool {
+    let namespaces = ["pid", "mnt", "ipc"].map(|name| format!("/proc/self/ns/{name}"));
+    // A kernel without filters of system calls has no such directory (seccomp(2)).
+    let parts = namespaces.iter().map(String::as_str);
+    geteuid().is_root()
+        && parts
+            .chain(["/proc/sys/kernel/seccomp"])
+            .all(|part| Path::new(part).exists())
+}
 
 /// The namespaces of a room.
 #[derive(Debug)]

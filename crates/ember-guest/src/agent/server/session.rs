@@ -49,6 +49,9 @@ pub(super) struct Session<'a> {
     pub(super) agent: &'a mut Agent,
     pub(super) connection: Connection,
     greeted: bool,
+    /// Whether there has been a quiet moment. What can be made ahead waits for the first, since
+    /// the host waits for the agent's first word, and may have a request ready that needs none of it.
+    settled: bool,
     pub(super) phase: Phase,
     /// An identity whose hooks are waited for.
     pub(super) identifying: Option<Identifying>,
@@ -73,6 +76,7 @@ impl<'a> Session<'a> {
             agent,
             connection,
             greeted: false,
+            settled: false,
             phase: Phase::Running,
             identifying: None,
             commands: BTreeMap::new(),
@@ -90,7 +94,7 @@ impl<'a> Session<'a> {
         if self.agent.trees.has_cgroups() {
             features |= FEATURE_CGROUP;
         }
-        if self.agent.trees.can_confine() {
+        if self.agent.trees.has_rooms() {
             features |= FEATURE_CONFINE;
         }
         self.connection
@@ -158,11 +162,12 @@ impl<'a> Session<'a> {
         } else if busy {
             Some(Duration::ZERO)
         } else {
-            if self.commands.is_empty() {
+            if self.commands.is_empty() && self.settled {
                 // Not while a command runs, which may be waiting for this very processor.
                 self.agent.trees.prepare();
             }
-            let quiet = (!self.ended.is_empty()).then_some(QUIET);
+            let untidy = !self.ended.is_empty() || !self.settled && self.commands.is_empty();
+            let quiet = untidy.then_some(QUIET);
             let next = self
                 .next_deadline()
                 .map(|next| next.saturating_duration_since(Instant::now()));
@@ -498,6 +503,7 @@ impl<'a> Session<'a> {
             }
         }
         self.agent.trees.prepare();
+        self.settled = true;
         self.runners.stock_up(self.agent);
     }
 

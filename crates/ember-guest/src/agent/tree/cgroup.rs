@@ -27,7 +27,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 
 use super::memory::{Memory, field};
-use crate::agent::room::Room;
+use crate::agent::room::{self, Room};
 use crate::agent::sys;
 use crate::protocol::{ErrorCode, Failure, Limits};
 
@@ -112,6 +112,25 @@ impl Cgroups {
             self.limited = self.make_room().ok();
             self.keep_reserve();
         }
+    }
+
+    /// Whether the kernel has what rooms are made of. None is made: what a boot waits for has to be
+    /// short.
+    pub(super) fn has_rooms(&self) -> bool {
+        // The outermost level names all there are; those within only what is passed on to them.
+        let outermost = self
+            .directory
+            .ancestors()
+            .map(|level| level.join("cgroup.controllers"))
+            .take_while(|file| file.exists())
+            .last();
+        let controllers = outermost.and_then(|file| fs::read_to_string(file).ok());
+        let has_controllers = controllers.is_some_and(|names| {
+            ["memory", "pids"]
+                .iter()
+                .all(|needed| names.split_whitespace().any(|name| name == *needed))
+        });
+        has_controllers && self.no_rooms.is_none() && room::can_be_made()
     }
 
     /// Whether commands can be confined: tried once.

@@ -68,7 +68,12 @@ impl Trees {
         }
     }
 
-    /// Whether commands can be confined.
+    /// Whether the kernel has what it takes to confine commands.
+    pub(crate) fn has_rooms(&self) -> bool {
+        matches!(self, Self::Cgroups(cgroups) if cgroups.has_rooms())
+    }
+
+    /// Whether commands can be confined, which is tried.
     pub(crate) fn can_confine(&mut self) -> bool {
         match self {
             Self::Cgroups(cgroups) => cgroups.can_confine(),
