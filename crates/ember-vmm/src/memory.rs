@@ -30,10 +30,17 @@ pub(crate) fn map_anonymous(bytes: u64) -> io::Result<GuestMemory> {
         .into_iter()
         .map(|(start, len)| Ok((start, usize::try_from(len).map_err(io::Error::other)?)))
         .collect::<io::Result<Vec<(GuestAddress, usize)>>>()?;
-    GuestMemory::from_ranges(&ranges).map_err(|error| match error {
+    let memory = GuestMemory::from_ranges(&ranges).map_err(|error| match error {
         FromRangesError::MmapRegion(error) => mapping_error(error),
         error => io::Error::other(error),
-    })
+    })?;
+    // A guest touches a few pages of its lowest memory: what it is started with, and what its other
+    // processors start from. A huge page there would be 2 MiB to clear and to keep for them. A
+    // kernel that has no huge pages knows no such advice.
+    if let Some(lowest) = memory.iter().next() {
+        let _ = advise(&lowest.get_mmap(), HUGE_PAGE_BYTES, Advice::SmallPages);
+    }
+    Ok(memory)
 }
 
 /// What the operating system said: vm-memory shows it, and does not give it as its source.
@@ -102,19 +109,28 @@ fn map_aligned(file: &FileOffset, size: usize) -> io::Result<MmapRegion> {
 pub(crate) fn allow_merging(memory: &GuestMemory) -> io::Result<()> {
     for region in memory.iter() {
         let mapping = region.get_mmap();
-        // SAFETY: this advice changes no content, and the range is one whole mapping.
-        let result = unsafe {
-            libc::madvise(
-                mapping.as_ptr().cast(),
-                mapping.size(),
-                libc::MADV_MERGEABLE,
-            )
-        };
-        if result != 0 {
-            return Err(io::Error::last_os_error());
-        }
+        advise(&mapping, mapping.size(), Advice::Mergeable)?;
     }
     Ok(())
+}
+
+/// Of what the kernel can be told of memory (madvise(2)), some that changes none of its content.
+#[derive(Clone, Copy, Debug)]
+enum Advice {
+    /// Pages may be merged with others that are equal.
+    Mergeable = libc::MADV_MERGEABLE as isize,
+    /// No huge pages.
+    SmallPages = libc::MADV_NOHUGEPAGE as isize,
+}
+
+/// Advises the kernel on the first `bytes` of a mapping, or on all of one that is smaller.
+fn advise(mapping: &MmapRegion, bytes: usize, advice: Advice) -> io::Result<()> {
+    let bytes = bytes.min(mapping.size());
+    // SAFETY: this advice changes no content, and the range is within one mapping.
+    match unsafe { libc::madvise(mapping.as_ptr().cast(), bytes, advice as libc::c_int) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Where `memory` is in this process.
