@@ -35,6 +35,8 @@ const OPEN_FILES: (u64, u64) = (65_536, 524_288);
 /// Where processes ask to be told of new identities, and programs that are run at each.
 const RESEED: &str = "/run/ember/reseed";
 const RESEED_PROGRAMS: &str = "/etc/ember/reseed.d";
+/// How eager the kernel is to compact memory that nobody asked for.
+const COMPACTION: &str = "/proc/sys/vm/compaction_proactiveness";
 /// Where commands get their cgroups.
 const CGROUPS: &str = "/sys/fs/cgroup/ember";
 
@@ -170,6 +172,9 @@ fn standard_streams() {
 
 /// What a guest can live without.
 fn finish(parameters: &Parameters) {
+    // Else the kernel looks twice a second whether there is something to compact ahead of need
+    // (`Documentation/admin-guide/sysctl/vm.rst`): of a thousand idle guests that is a processor.
+    let _ = fs::write(COMPACTION, b"0");
     let _ = setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.0, OPEN_FILES.1);
     if let Some(name) = &parameters.hostname {
         let _ = nix::unistd::sethostname(name);

@@ -119,6 +119,7 @@ impl Session<'_> {
         since: Instant,
         request: &Spawn,
     ) -> Result<(), Failure> {
+        self.settled = true;
         let watched = streams.outputs().try_for_each(|(stream, fd)| {
             self.agent
                 .watch(fd, EpollFlags::EPOLLIN, Token::Stream(id, stream))

@@ -49,9 +49,10 @@ pub(super) struct Session<'a> {
     pub(super) agent: &'a mut Agent,
     pub(super) connection: Connection,
     greeted: bool,
-    /// Whether there has been a quiet moment. What can be made ahead waits for the first, since
-    /// the host waits for the agent's first word, and may have a request ready that needs none of it.
-    settled: bool,
+    /// Whether there has been a quiet moment, or a command. What can be made ahead waits for the
+    /// first, since the host waits for the agent's first word, and may have a request ready that
+    /// needs none of it.
+    pub(super) settled: bool,
     pub(super) phase: Phase,
     /// An identity whose hooks are waited for.
     pub(super) identifying: Option<Identifying>,
