@@ -14,9 +14,11 @@ use crate::sandbox::{CONDITIONS, builder};
 pub(crate) const CHILD: &str = "--be-monitored";
 /// The guest's memory, by which its mapping is told from everything else.
 const GUEST_BYTES: u64 = 128 << 20;
+/// Its part that is a mapping of its own.
+const LOWEST_BYTES: u64 = 2 << 20;
 
 /// `monitor.memory`: the proportional set size (PSS) of a process with one running sandbox, its
-/// program and runtime included, without the guest's memory.
+/// program and runtime included, without the guest's memory; and the same as if it shared nothing.
 pub(crate) fn monitor(_runtime: &Runtime) -> Result<Vec<Figure>> {
     let mut child = Command::new(std::env::current_exe()?)
         .arg(CHILD)
@@ -27,7 +29,7 @@ pub(crate) fn monitor(_runtime: &Runtime) -> Result<Vec<Figure>> {
     let mut ready = String::new();
     BufReader::new(child.stdout.take().context("no stdout")?).read_line(&mut ready)?;
     let measured = if ready.trim() == "ready" {
-        monitor_bytes(&fs::read_to_string(format!("/proc/{}/smaps", child.id()))?)
+        monitor_sizes(&fs::read_to_string(format!("/proc/{}/smaps", child.id()))?)
     } else {
         Err(anyhow::anyhow!(
             "the process to be measured did not come up"
@@ -38,15 +40,26 @@ pub(crate) fn monitor(_runtime: &Runtime) -> Result<Vec<Figure>> {
     if !status.success() {
         bail!("the measured process ended with {status}");
     }
-    let mib = measured? as f64 / f64::from(1 << 20);
-    Ok(vec![Figure::of(
-        "monitor.memory",
-        "memory",
-        "MiB",
-        Some(3.0),
-        CONDITIONS,
-        &[mib],
-    )])
+    let sizes = measured?;
+    let figure = |name, goal, what: &str, bytes: u64| {
+        let mib = bytes as f64 / f64::from(1 << 20);
+        let conditions = format!("{CONDITIONS}; {what}");
+        Figure::of(name, "memory", "MiB", goal, conditions, &[mib])
+    };
+    Ok(vec![
+        figure(
+            "monitor.memory",
+            Some(3.0),
+            "PSS; one other process runs the same program",
+            sizes.pss,
+        ),
+        figure(
+            "monitor.memory.unshared",
+            None,
+            "RSS: as if nobody else ran the program and its libraries",
+            sizes.rss,
+        ),
+    ])
 }
 
 /// Boots a sandbox, runs a program in it, says so, and keeps it until standard input ends.
@@ -65,28 +78,71 @@ pub(crate) fn be_monitored() -> Result<()> {
     })
 }
 
-/// Sums the PSS of all mappings in `smaps` but the one as large as the guest's memory.
-fn monitor_bytes(smaps: &str) -> Result<u64> {
-    let mut total = 0;
-    let mut guest_seen = false;
-    let mut is_guest = false;
+/// Memory of some mappings, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Sizes {
+    /// Proportional: pages that several processes have are divided among them.
+    pss: u64,
+    /// Resident: all pages count, shared or not.
+    rss: u64,
+}
+
+/// A mapping of a process.
+struct Mapping {
+    start: u64,
+    end: u64,
+    sizes: Sizes,
+}
+
+/// The mappings in `smaps` (proc(5)).
+fn mappings(smaps: &str) -> Result<Vec<Mapping>> {
+    let mut all: Vec<Mapping> = Vec::new();
     for line in smaps.lines() {
-        let first = line.split_ascii_whitespace().next().unwrap_or_default();
+        let mut words = line.split_ascii_whitespace();
+        let first = words.next().unwrap_or_default();
         if let Some((start, end)) = first.split_once('-')
             && let (Ok(start), Ok(end)) =
                 (u64::from_str_radix(start, 16), u64::from_str_radix(end, 16))
         {
-            is_guest = end - start >= GUEST_BYTES;
-            guest_seen |= is_guest;
-        } else if let Some(rest) = line.strip_prefix("Pss:")
-            && !is_guest
-        {
-            let kib: u64 = rest.trim().trim_end_matches(" kB").parse()?;
-            total += kib << 10;
+            let sizes = Sizes::default();
+            all.push(Mapping { start, end, sizes });
+        } else if let ("Pss:" | "Rss:", Some(mapping)) = (first, all.last_mut()) {
+            let kib: u64 = words
+                .next()
+                .context("a line of smaps is cut off")?
+                .parse()?;
+            match first {
+                "Pss:" => mapping.sizes.pss = kib << 10,
+                _ => mapping.sizes.rss = kib << 10,
+            }
         }
     }
-    if !guest_seen {
+    Ok(all)
+}
+
+/// Sums all mappings in `smaps` but the guest's memory: two mappings, one behind the other, since
+/// the first 2 MiB have pages of another size. The kernel joins the second with what comes to lie
+/// behind it; that is counted as if all of it were resident.
+fn monitor_sizes(smaps: &str) -> Result<Sizes> {
+    let all = mappings(smaps)?;
+    let guest = all.windows(2).position(|pair| {
+        pair[0].end == pair[1].start
+            && pair[0].end - pair[0].start == LOWEST_BYTES
+            && pair[1].end - pair[0].start >= GUEST_BYTES
+    });
+    let Some(guest) = guest else {
         bail!("the guest's memory was not found among the mappings");
+    };
+    let joined = all[guest + 1].end - all[guest].start - GUEST_BYTES;
+    let mut total = Sizes {
+        pss: joined,
+        rss: joined,
+    };
+    for (index, mapping) in all.iter().enumerate() {
+        if index != guest && index != guest + 1 {
+            total.pss += mapping.sizes.pss;
+            total.rss += mapping.sizes.rss;
+        }
     }
     Ok(total)
 }
@@ -96,19 +152,31 @@ mod tests {
     use super::*;
 
     const SMAPS: &str = "\
-7f0000000000-7f0008000000 rw-p 00000000 00:00 0
-Size:             131072 kB
+7f0000000000-7f0000200000 rw-p 00000000 00:00 0
+Size:               2048 kB
+Rss:                 100 kB
+Pss:                 100 kB
+7f0000200000-7f0008001000 rw-p 00000000 00:00 0
+Size:             129028 kB
+Rss:               40000 kB
 Pss:               40000 kB
 Pss_Dirty:         40000 kB
 7f0010000000-7f0010002000 rw-p 00000000 00:00 0
+Rss:                   8 kB
 Pss:                   8 kB
 55d000000000-55d000100000 r-xp 00000000 00:00 0 /bin/x
+Rss:                 200 kB
 Pss:                 100 kB
 ";
 
     #[test]
     fn the_guests_memory_does_not_count() {
-        assert_eq!(monitor_bytes(SMAPS).unwrap(), 108 << 10);
-        assert!(monitor_bytes(&SMAPS.replace("7f0008000000", "7f0000001000")).is_err());
+        let sizes = monitor_sizes(SMAPS).unwrap();
+        let kib = |pss: u64, rss: u64| Sizes {
+            pss: pss << 10,
+            rss: rss << 10,
+        };
+        assert_eq!(sizes, kib(8 + 100 + 4, 8 + 200 + 4));
+        assert!(monitor_sizes(&SMAPS.replace("7f0008001000", "7f0000201000")).is_err());
     }
 }

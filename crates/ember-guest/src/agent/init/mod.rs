@@ -35,8 +35,14 @@ const OPEN_FILES: (u64, u64) = (65_536, 524_288);
 /// Where processes ask to be told of new identities, and programs that are run at each.
 const RESEED: &str = "/run/ember/reseed";
 const RESEED_PROGRAMS: &str = "/etc/ember/reseed.d";
-/// How eager the kernel is to compact memory that nobody asked for.
-const COMPACTION: &str = "/proc/sys/vm/compaction_proactiveness";
+/// What lets an idle guest rest: each wake-up of one is little, and of a thousand a processor's work
+/// (`Documentation/admin-guide/sysctl/vm.rst`).
+const REST: [(&str, &str); 2] = [
+    // Else the kernel looks twice a second whether there is memory to compact ahead of need.
+    ("/proc/sys/vm/compaction_proactiveness", "0"),
+    // Seconds from one collection of the statistics in `/proc/vmstat` to the next, which is 1.
+    ("/proc/sys/vm/stat_interval", "10"),
+];
 /// Where commands get their cgroups.
 const CGROUPS: &str = "/sys/fs/cgroup/ember";
 
@@ -172,9 +178,9 @@ fn standard_streams() {
 
 /// What a guest can live without.
 fn finish(parameters: &Parameters) {
-    // Else the kernel looks twice a second whether there is something to compact ahead of need
-    // (`Documentation/admin-guide/sysctl/vm.rst`): of a thousand idle guests that is a processor.
-    let _ = fs::write(COMPACTION, b"0");
+    for (setting, value) in REST {
+        let _ = fs::write(setting, value);
+    }
     let _ = setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.0, OPEN_FILES.1);
     if let Some(name) = &parameters.hostname {
         let _ = nix::unistd::sethostname(name);
