@@ -17,11 +17,45 @@ const GUEST_BYTES: u64 = 128 << 20;
 /// Its part that is a mapping of its own.
 const LOWEST_BYTES: u64 = 2 << 20;
 
-/// `monitor.memory`: the proportional set size (PSS) of a process with one running sandbox, its
-/// program and runtime included, without the guest's memory; and the same as if it shared nothing.
+/// `monitor.memory`: what the monitor's process takes with one running sandbox, its program
+/// included, without the guest's memory: proportional set size (PSS) of a worker process, and the
+/// same as if it shared nothing. In-process the monitor has no process: what is measured is this
+/// whole program.
 pub(crate) fn monitor(_runtime: &Runtime) -> Result<Vec<Figure>> {
+    let worker = measure("worker")?;
+    let in_process = measure("in-process")?;
+    let figure = |name, goal, what: &str, bytes: u64| {
+        let mib = bytes as f64 / f64::from(1 << 20);
+        let conditions = format!("{CONDITIONS}; {what}");
+        Figure::of(name, "memory", "MiB", goal, conditions, &[mib])
+    };
+    Ok(vec![
+        figure(
+            "monitor.memory",
+            Some(3.0),
+            "PSS of a worker process, beside those that are kept ready",
+            worker.pss,
+        ),
+        figure(
+            "monitor.memory.unshared",
+            None,
+            "RSS of a worker process: as if no other ran its program",
+            worker.rss,
+        ),
+        figure(
+            "monitor.memory.in-process",
+            None,
+            "PSS of this program, all of it, with a sandbox in-process",
+            in_process.pss,
+        ),
+    ])
+}
+
+/// What the process with the VM takes, where sandboxes are placed like this.
+fn measure(placement: &str) -> Result<Sizes> {
     let mut child = Command::new(std::env::current_exe()?)
         .arg(CHILD)
+        .env("EMBER_PLACEMENT", placement)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -29,7 +63,7 @@ pub(crate) fn monitor(_runtime: &Runtime) -> Result<Vec<Figure>> {
     let mut ready = String::new();
     BufReader::new(child.stdout.take().context("no stdout")?).read_line(&mut ready)?;
     let measured = if ready.trim() == "ready" {
-        monitor_sizes(&fs::read_to_string(format!("/proc/{}/smaps", child.id()))?)
+        process_with_guest(child.id())
     } else {
         Err(anyhow::anyhow!(
             "the process to be measured did not come up"
@@ -40,26 +74,28 @@ pub(crate) fn monitor(_runtime: &Runtime) -> Result<Vec<Figure>> {
     if !status.success() {
         bail!("the measured process ended with {status}");
     }
-    let sizes = measured?;
-    let figure = |name, goal, what: &str, bytes: u64| {
-        let mib = bytes as f64 / f64::from(1 << 20);
-        let conditions = format!("{CONDITIONS}; {what}");
-        Figure::of(name, "memory", "MiB", goal, conditions, &[mib])
-    };
-    Ok(vec![
-        figure(
-            "monitor.memory",
-            Some(3.0),
-            "PSS; one other process runs the same program",
-            sizes.pss,
-        ),
-        figure(
-            "monitor.memory.unshared",
-            None,
-            "RSS: as if nobody else ran the program and its libraries",
-            sizes.rss,
-        ),
-    ])
+    measured
+}
+
+/// What takes a guest's memory, of a process and its children.
+fn process_with_guest(pid: u32) -> Result<Sizes> {
+    let mut family = vec![pid.to_string()];
+    // Workers are the children of whichever thread has started them.
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let children = fs::read_to_string(thread?.path().join("children"))?;
+        family.extend(children.split_ascii_whitespace().map(str::to_owned));
+    }
+    let mut failure = anyhow::anyhow!("there is no process {pid}");
+    for member in family {
+        // One that is started ahead may end meanwhile.
+        match fs::read_to_string(format!("/proc/{member}/smaps")).map(|smaps| monitor_sizes(&smaps))
+        {
+            Ok(Ok(sizes)) => return Ok(sizes),
+            Ok(Err(error)) => failure = error,
+            Err(error) => failure = error.into(),
+        }
+    }
+    Err(failure)
 }
 
 /// Boots a sandbox, runs a program in it, says so, and keeps it until standard input ends.
