@@ -19,6 +19,6 @@ fn sixteen_threads_clone_at_once() {
 }
 
 #[test]
-fn fifty_clones_at_once_leave_nothing_behind() {
-    ember_leak::isolated!(|| common::clones::many_at_once_leave_nothing_behind(50));
+fn a_hundred_clones_at_once_leave_nothing_behind() {
+    ember_leak::isolated!(|| common::clones::many_at_once_leave_nothing_behind(100));
 }

@@ -476,6 +476,8 @@ fn command_line(image: &ReadyImage, verbose: bool) -> String {
     let mut words = vec!["console=ttyS0", "panic=-1", "ember.root=/dev/vda"];
     // A stock kernel spends half its boot, and more in the background, on testing its ciphers.
     words.push("cryptomgr.notests=1");
+    // The machine has no PCI, and a kernel that looks for it leaves the VM for each guess.
+    words.push("pci=off");
     // A kernel's messages cost exits of the VM for every byte, and a kernel in a machine as bare as
     // this one complains of what it misses. What is critical, a panic above all, still gets out.
     words.push(if verbose { "loglevel=7" } else { "loglevel=3" });
