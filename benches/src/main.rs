@@ -9,6 +9,7 @@
 mod channel;
 mod figure;
 mod floor;
+mod footprint;
 mod fork;
 mod languages;
 mod memory;
@@ -34,6 +35,7 @@ const GROUPS: &[(&[&str], Measure)] = &[
     (&["fork.result.python"], fork::python),
     (&["pool.acquire"], fork::pool),
     (&["livefork.pause"], fork::live),
+    (&["clone.memory"], footprint::clones),
     (&["chain.depth8"], fork::chain),
     (&["floor"], floor::floor),
 ];

@@ -1,6 +1,6 @@
 //! Clones one after another, and many at once, and the gate behind the last.
 
-use ember_core::{ByteSize, Command, Image, Sandbox, Template};
+use ember_core::{ByteSize, Code, Command, Image, Sandbox, Template};
 use ember_leak::LeakGate;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -40,8 +40,27 @@ pub(crate) fn cycles_leave_nothing_behind(count: usize) {
     gate.check().unwrap();
 }
 
-/// Has `count` clones alive at once, each of which answers, at the beginning and at the end; no two
-/// have drawn the same random bytes, and nothing of them may be left.
+/// What the template's interpreter has loaded, and drawn from, before it is cloned.
+const WARM: &str = "import os, random, secrets, ssl, uuid, numpy\n\
+    random.random(), numpy.random.random(), ssl.RAND_bytes(16), uuid.uuid4()";
+/// One line of each source of randomness that a program has, and of each id that a guest has.
+const DRAWS: &str = "import os, random, secrets, socket, ssl, uuid, numpy\n\
+    print(open('/dev/urandom', 'rb').read(16).hex())\n\
+    print(os.getrandom(16).hex())\n\
+    print(uuid.uuid4().hex)\n\
+    print(random.getrandbits(128))\n\
+    print(secrets.token_hex(16))\n\
+    print(numpy.random.bytes(16).hex())\n\
+    print(numpy.random.default_rng().bytes(16).hex())\n\
+    print(ssl.RAND_bytes(16).hex())\n\
+    for name in '/etc/machine-id', '/proc/sys/kernel/random/boot_id', '/proc/sys/kernel/random/uuid':\n\
+    \x20   print(open(name).read().strip())\n\
+    print(socket.gethostname())";
+const LINES: usize = 12;
+
+/// Has `count` clones alive at once, each of which answers, at the beginning and at the end. What
+/// they draw, in the interpreter that they share and in the kernel, is equal nowhere; and nothing of
+/// them may be left.
 pub(crate) fn many_at_once_leave_nothing_behind(count: usize) {
     // Each has some thirty descriptors.
     let limit = getrlimit(Resource::Nofile);
@@ -52,19 +71,20 @@ pub(crate) fn many_at_once_leave_nothing_behind(count: usize) {
     setrlimit(Resource::Nofile, raised).unwrap();
     let many = |count| {
         runtime().block_on(async {
-            let template = template().await;
+            let template = Template::builder(Image::pack("python"))
+                .memory(ByteSize::mib(128))
+                .cached(false)
+                .warm_up(Code::python(WARM))
+                .build()
+                .await
+                .unwrap();
             let clones = template.fork_many(count).await.unwrap();
             let mut seen = std::collections::HashSet::new();
             for clone in &clones {
                 clone.ping().await.unwrap();
-                let draw = "head -c 16 /dev/urandom | od -An -tx1; cat /etc/machine-id \
-                            /proc/sys/kernel/random/boot_id /proc/sys/kernel/random/uuid; hostname";
-                let output = clone
-                    .exec(Command::from_argv(["sh", "-c", draw]))
-                    .await
-                    .unwrap();
+                let output = clone.run(Code::python(DRAWS)).await.unwrap();
                 let text = output.stdout.to_string_lossy().into_owned();
-                assert_eq!(text.lines().count(), 5, "{output:?}");
+                assert_eq!(text.lines().count(), LINES, "{output:?}");
                 for line in text.lines() {
                     assert!(seen.insert(line.to_owned()), "{line} came twice");
                 }

@@ -28,7 +28,7 @@ pub struct Spawn {
     /// runner, this holds for its programs.
     pub confined: bool,
     /// The program is the agent's own, whatever is in the guest; the first argument is its name, and
-    /// tells it what it is ([`FILES_PROGRAM`](super::FILES_PROGRAM)).
+    /// tells it what it is ([`FILES_PROGRAM`]).
     pub builtin: bool,
     /// Whether standard input is fed by the host. It is `/dev/null` otherwise.
     pub stdin: bool,
