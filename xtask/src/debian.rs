@@ -43,6 +43,22 @@ pub(crate) const LAB_TOOLS: [Tool; 2] = [
     },
 ];
 
+/// What tests of images need besides.
+pub(crate) const TEST_TOOLS: [Tool; 2] = [
+    Tool {
+        package: "docker-registry",
+        why: "images are pulled from a real registry",
+        present: || has_program("docker-registry"),
+        backports: false,
+    },
+    Tool {
+        package: "mmdebstrap",
+        why: "a Debian that is not Ember's own is made an image",
+        present: || has_program("mmdebstrap"),
+        backports: false,
+    },
+];
+
 /// Where busybox-static puts its one file.
 pub(crate) const BUSYBOX: &str = "/bin/busybox";
 

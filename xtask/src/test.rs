@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use crate::cargo::{self, Built};
 use crate::lab;
 use crate::suites::{self, Lines, Report, Suite};
-use crate::{kernel, licences, probe};
+use crate::{debian, kernel, licences, probe};
 
 /// Integration tests whose file name begins so need a KVM that can boot Linux.
 const KVM_PREFIX: &str = "kvm_";
@@ -87,6 +87,9 @@ pub(crate) fn test(selection: &Selection) -> Result<u8> {
     };
     let plain = chosen(|built| !needs_kvm(built));
     if !plain.is_empty() {
+        steps.try_run("look for the tests' tools", || {
+            debian::ensure(&debian::TEST_TOOLS)
+        });
         steps.run("unit tests", || run_here(&plain));
     }
     if selection.whole() {

@@ -59,7 +59,10 @@ mod size;
 mod template;
 mod verdict;
 
-pub use assets::{Assets, Image, Kernel, Pack, ReadyImage, ReadyKernel};
+pub use assets::{
+    Assets, Image, ImageConfig, ImageKind, Kernel, OciImage, Pack, Prune, ReadyImage, ReadyKernel,
+    StoredImage,
+};
 pub use backing::Backing;
 pub use code::Code;
 pub use compile::Compilation;

@@ -31,7 +31,8 @@ pub(crate) struct Common {
     /// Print one JSON object in place of text.
     #[arg(long, global = true)]
     pub(crate) json: bool,
-    /// The root file system: a pack's name, or a squashfs, erofs or ext4 file (with a slash)
+    /// The root file system: a pack's name, the name of an image in a registry (`debian:12`,
+    /// `oci:debian`), or a path: of a directory, a tar file, or a squashfs, erofs or ext4 file
     /// [default: the pack for the program's language, else python].
     #[arg(long, global = true, value_name = "IMAGE", value_parser = image)]
     pub(crate) image: Option<Image>,
@@ -92,6 +93,9 @@ pub(crate) enum Task {
     /// Languages that programs can be in.
     #[command(subcommand)]
     Lang(Lang),
+    /// Images: the root file systems that are kept.
+    #[command(subcommand)]
+    Image(ImageAction),
     /// Say what this host can do, and what to change.
     Doctor,
     /// Measure how long things take on this host.
@@ -129,12 +133,16 @@ pub(crate) struct Exec {
     pub(crate) how: How,
     #[command(flatten)]
     pub(crate) transfers: Transfers,
+    /// Run the program that the image is for. What follows are its arguments, in place of those that
+    /// the image has for it.
+    #[arg(long)]
+    pub(crate) entry_point: bool,
     /// The command and its arguments.
     #[arg(
         value_name = "COMMAND",
         trailing_var_arg = true,
         allow_hyphen_values = true,
-        required = true
+        required_unless_present = "entry_point"
     )]
     pub(crate) words: Vec<OsString>,
 }
@@ -229,6 +237,51 @@ pub(crate) enum Lang {
     Ls,
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageAction {
+    /// Fetch an image from its registry, also if its name stood for another before.
+    Pull(Pull),
+    /// Make an image of a directory, a tar file or packages of Debian.
+    Build {
+        /// The directory or tar file, or the names of packages.
+        #[arg(value_name = "PATH|PACKAGE", required = true)]
+        from: Vec<String>,
+    },
+    /// List the images that are kept.
+    Ls,
+    /// Remove images whose names stand for others by now.
+    Prune {
+        /// Remove all, but for packs.
+        #[arg(long)]
+        all: bool,
+        /// Remove those, too, that nobody has asked for in this time, such as `7d`; but for packs.
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+        unused_for: Option<Duration>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Pull {
+    /// Its name: `debian:12`, `registry.example:5000/team/tool@sha256:…`.
+    pub(crate) name: String,
+    /// Who asks.
+    #[arg(long, value_name = "USER", requires = "password_file")]
+    pub(crate) username: Option<String>,
+    /// The file with the password; `-` is standard input. One that is given as an argument could be
+    /// seen by others.
+    #[arg(long, value_name = "FILE", requires = "username")]
+    pub(crate) password_file: Option<PathBuf>,
+    /// Speak to the registry without encryption.
+    #[arg(long)]
+    pub(crate) plain_http: bool,
+    /// The platform, such as `linux/amd64` [default: this host's].
+    #[arg(long, value_name = "PLATFORM")]
+    pub(crate) platform: Option<String>,
+    /// The certificate of an authority that the registry's own may be signed by, as PEM text.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) certificate: Option<PathBuf>,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Build {
     /// A command to run before the guest is saved, by its shell and as its root.
@@ -288,11 +341,7 @@ fn kernel(text: &str) -> Parsed<Kernel> {
 
 #[allow(clippy::unnecessary_wraps, reason = "the shape of a parser")]
 fn image(text: &str) -> Parsed<Image> {
-    Ok(if text.contains('/') {
-        Image::file(text)
-    } else {
-        Image::pack(text)
-    })
+    Ok(Image::named(text))
 }
 
 fn mebibytes(text: &str) -> Parsed<ByteSize> {
@@ -374,6 +423,9 @@ mod tests {
             &["ember", "--vcpus", "0", "run", "x.py"],
             &["ember", "--memory", "much", "run", "x.py"],
             &["ember", "exec"],
+            &["ember", "image", "pull"],
+            &["ember", "image", "pull", "a", "--username", "b"],
+            &["ember", "image", "build"],
         ] {
             assert!(Arguments::try_parse_from(words).is_err(), "{words:?}");
         }

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use ember_core::{Command, Sandbox, Stdin};
 
 use crate::arguments::{Common, Exec, How};
@@ -12,25 +12,29 @@ use crate::report::say;
 use crate::{report, streams, transfer};
 
 pub(crate) async fn exec(options: &Exec, common: &Common) -> Result<ExitCode> {
-    let command = command(&options.words, &options.how);
     with_guest(common, async |sandbox: Sandbox| {
-        let outcome = in_guest(&sandbox, command, options, common.json).await;
+        let outcome = in_guest(&sandbox, options, common.json).await;
         (sandbox, outcome)
     })
     .await
 }
 
-async fn in_guest(
-    sandbox: &Sandbox,
-    command: Command,
-    options: &Exec,
-    json: bool,
-) -> Result<ExitCode> {
+async fn in_guest(sandbox: &Sandbox, options: &Exec, json: bool) -> Result<ExitCode> {
     let Exec { how, transfers, .. } = options;
-    // As the command: in the root directory, by root.
+    let command = match options.entry_point {
+        true => {
+            let words = options.words.iter();
+            let command = sandbox.entry_point(words.map(|word| word.to_string_lossy()));
+            with(command.context("the image names no program")?, how)
+        }
+        false => command(&options.words, how),
+    };
+    // As the command: where the image says, else in the root directory, by root.
+    let config = sandbox.image_config();
+    let usual = config.directory.clone().unwrap_or_else(|| "/".to_owned());
     let how = &How {
-        workdir: how.workdir.clone().or_else(|| Some("/".into())),
-        user: how.user.clone(),
+        workdir: how.workdir.clone().or_else(|| Some(usual.into())),
+        user: how.user.clone().or_else(|| config.user.clone()),
         env: Vec::new(),
     };
     let files = match &how.user {
@@ -52,7 +56,11 @@ async fn in_guest(
 
 /// The command that `words` and `how` describe.
 pub(crate) fn command(words: &[OsString], how: &How) -> Command {
-    let mut command = Command::from_argv(words);
+    with(Command::from_argv(words), how)
+}
+
+/// `command` as `how` has it.
+fn with(mut command: Command, how: &How) -> Command {
     if let Some(user) = &how.user {
         command = command.user(user);
     }

@@ -8,6 +8,7 @@ mod exec;
 mod figures;
 mod fork;
 mod guest;
+mod image;
 mod lang;
 mod prepare;
 mod progress;
@@ -47,6 +48,7 @@ fn perform(arguments: &Arguments) -> Result<ExitCode> {
         Task::Fork(options) => runtime.block_on(fork::fork(options, common)),
         Task::Template(action) => runtime.block_on(template::template(action, common)),
         Task::Lang(action) => lang::lang(action, common),
+        Task::Image(action) => image::image(action, common),
         Task::Doctor => doctor::doctor(common),
         Task::Bench(options) => runtime.block_on(bench::bench(options, common)),
         Task::Prepare(options) => prepare::prepare(options, common),

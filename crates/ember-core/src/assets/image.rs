@@ -8,9 +8,10 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::apt::Apt;
-use super::pack;
+use super::oci::OciImage;
 use super::recipe::{Recipe, Shelf};
 use super::{AssetError, Assets};
+use super::{ImageConfig, import, pack};
 use crate::language::upstream_version;
 use crate::{Account, Language};
 
@@ -23,6 +24,10 @@ enum Source {
     Pack(String),
     Recipe(PathBuf),
     File(PathBuf),
+    Registry(OciImage),
+    Archive(PathBuf),
+    Directory(PathBuf),
+    Packages(Vec<String>),
 }
 
 impl Image {
@@ -42,14 +47,86 @@ impl Image {
     pub fn file(path: impl Into<PathBuf>) -> Self {
         Self(Source::File(path.into()))
     }
+
+    /// The image of this name in a registry: `debian:12`, `registry.example/team/tool@sha256:…`. It
+    /// is pulled when it is first needed, and kept. [`OciImage`] says more of it, if there is more
+    /// to say.
+    pub fn oci(name: impl Into<String>) -> Self {
+        OciImage::new(name).into()
+    }
+
+    /// The root file system in a tar file, plain or compressed by gzip or Zstandard. It becomes an
+    /// image when it is first needed, and again when the file was changed.
+    pub fn archive(path: impl Into<PathBuf>) -> Self {
+        Self(Source::Archive(path.into()))
+    }
+
+    /// The root file system in a directory of this host. It becomes an image when it is first
+    /// needed, and again when anything in it was changed. Who is not root has all of it belong to
+    /// the guest's root.
+    pub fn directory(path: impl Into<PathBuf>) -> Self {
+        Self(Source::Directory(path.into()))
+    }
+
+    /// These packages of Debian, all that they depend on, and what every pack has, as they are
+    /// unpacked: what a package
+    /// would do when it is installed is not done. [`recipe`](Self::recipe) says more.
+    pub fn packages<S: Into<String>>(names: impl IntoIterator<Item = S>) -> Self {
+        Self(Source::Packages(
+            names.into_iter().map(Into::into).collect(),
+        ))
+    }
+
+    /// What people mean when they write `text`: a path if it begins with a slash or a dot or is
+    /// one, then a directory, a tar file or a file system, as is found there; else the name of
+    /// an image in a registry if it has a slash or a colon; else that of a pack. `oci:` before it
+    /// says that it is in a registry.
+    pub fn named(text: &str) -> Self {
+        if let Some(name) = text.strip_prefix("oci:") {
+            return Self::oci(name);
+        }
+        let path = Path::new(text);
+        let is_path = text.starts_with(['/', '.']) || (text.contains('/') && path.exists());
+        match is_path {
+            true if path.is_dir() => Self::directory(path),
+            true if !is_file_system(path) => Self::archive(path),
+            true => Self::file(path),
+            false if text.contains(['/', ':']) => Self::oci(text),
+            false => Self::pack(text),
+        }
+    }
+}
+
+/// Whether a file begins as a file system does. What cannot be read is said where it is used.
+fn is_file_system(path: &Path) -> bool {
+    use std::io::Read;
+    let mut begin = Vec::new();
+    let read = fs::File::open(path).and_then(|file| file.take(1084).read_to_end(&mut begin));
+    // Documentation/filesystems: the magic numbers of squashfs, erofs and ext4, where they stand.
+    let has = |at: usize, magic: &[u8]| begin.get(at..at + magic.len()) == Some(magic);
+    read.is_err()
+        || has(0, b"hsqs")
+        || has(1024, &[0xe2, 0xe1, 0xf5, 0xe0])
+        || has(1080, &[0x53, 0xef])
+}
+
+impl From<OciImage> for Image {
+    fn from(image: OciImage) -> Self {
+        Self(Source::Registry(image))
+    }
 }
 
 impl fmt::Display for Image {
-    /// The pack's name, or the file's.
+    /// Its name, or the file's.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Source::Pack(name) => f.write_str(name),
-            Source::Recipe(path) | Source::File(path) => path.display().fmt(f),
+            Source::Registry(image) => f.write_str(&image.0.name),
+            Source::Packages(names) => f.write_str(&names.join(" ")),
+            Source::Recipe(path)
+            | Source::File(path)
+            | Source::Archive(path)
+            | Source::Directory(path) => path.display().fmt(f),
         }
     }
 }
@@ -63,6 +140,8 @@ pub struct ReadyImage {
     pub languages: Vec<Language>,
     /// The account that programs run in.
     pub account: Account,
+    /// What it says of how it is run.
+    pub config: ImageConfig,
     /// Which kind of file system it is, if that is known.
     pub file_system: Option<&'static str>,
     /// How much memory a guest of it should have if nothing is said, in MiB, if that is known.
@@ -85,9 +164,9 @@ pub struct Pack {
     pub problem: Option<String>,
 }
 
-const FILE: &str = "root.squashfs";
+pub(super) const FILE: &str = "root.squashfs";
 /// Beside it: a line for each package that it was made from, with its version.
-const PACKAGES: &str = "packages";
+pub(super) const PACKAGES: &str = "packages";
 
 /// Why an image is not there.
 #[derive(Debug, thiserror::Error)]
@@ -97,16 +176,26 @@ pub(crate) struct ReadError {
     source: std::io::Error,
 }
 
-pub(super) fn prepare(assets: &Assets, image: &Image) -> Result<ReadyImage, AssetError> {
+/// Prepares `image`; with `renew`, from what its name stands for today.
+pub(super) fn prepare(
+    assets: &Assets,
+    image: &Image,
+    renew: bool,
+) -> Result<ReadyImage, AssetError> {
     match &image.0 {
-        Source::Pack(name) => pack(assets, &Shelf::of_user().find(name)?, false),
-        Source::Recipe(path) => pack(assets, &Shelf::of_user().read(path)?, false),
+        Source::Pack(name) => pack(assets, &Shelf::of_user().find(name)?, renew),
+        Source::Recipe(path) => pack(assets, &Shelf::of_user().read(path)?, renew),
+        Source::Packages(names) => pack(assets, &Shelf::of_packages(names)?, renew),
+        Source::Registry(image) => import::registry(assets, &image.0, renew),
+        Source::Archive(path) => import::archive(assets, path),
+        Source::Directory(path) => import::directory(assets, path),
         Source::File(path) => {
             fs::File::open(path).map_err(read_error(path))?;
             Ok(ReadyImage {
                 file: path.clone(),
                 languages: Vec::new(),
                 account: Account::default(),
+                config: ImageConfig::default(),
                 file_system: None,
                 memory_mib: None,
             })
@@ -114,7 +203,7 @@ pub(super) fn prepare(assets: &Assets, image: &Image) -> Result<ReadyImage, Asse
     }
 }
 
-fn read_error(path: &Path) -> impl FnOnce(std::io::Error) -> ReadError + '_ {
+pub(super) fn read_error(path: &Path) -> impl FnOnce(std::io::Error) -> ReadError + '_ {
     move |source| ReadError {
         path: path.to_owned(),
         source,
@@ -205,6 +294,7 @@ impl<'a> Build<'a> {
             file: directory.join(FILE),
             languages,
             account: self.recipe.account.clone(),
+            config: ImageConfig::default(),
             file_system: Some("squashfs"),
             memory_mib: self.recipe.memory_mib,
         })
@@ -266,7 +356,7 @@ pub(super) fn pack(
 }
 
 /// 128 bits of SHA-256 over `parts`, each with its length before it.
-fn digest(parts: &[String]) -> String {
+pub(super) fn digest(parts: &[String]) -> String {
     let mut hash = Sha256::new();
     for part in parts {
         hash.update((part.len() as u64).to_le_bytes());

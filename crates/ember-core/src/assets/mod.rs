@@ -2,24 +2,35 @@
 
 mod apt;
 mod cache;
+mod config;
 mod cpio;
+mod decompress;
 mod image;
+mod import;
 mod initramfs;
 mod kernel;
+mod layers;
 mod modules;
+mod oci;
 mod pack;
 mod recipe;
+mod spool;
 mod squashfs;
 mod stamp;
+mod stored;
 mod tree;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use config::ImageConfig;
 pub use image::{Image, Pack, ReadyImage};
+pub use import::ImageKind;
 pub use kernel::{Kernel, ReadyKernel};
+pub use oci::OciImage;
 pub(crate) use stamp::Stamp;
+pub use stored::{Prune, StoredImage};
 
 use ember_snapshot::store::Store;
 
@@ -94,7 +105,33 @@ impl Assets {
     /// [`ErrorKind::InvalidRequest`] for a pack that there is no recipe of, else
     /// [`ErrorKind::Unprepared`], with what is missing and how to get it.
     pub fn image(&self, image: &Image) -> Result<ReadyImage, Error> {
-        Ok(image::prepare(self, image)?)
+        Ok(image::prepare(self, image, false)?)
+    }
+
+    /// Prepares an image from what its name stands for today: asks the registry what its tag is,
+    /// or builds the pack from the newest packages, also when an older one is there.
+    ///
+    /// # Errors
+    /// As [`image`](Self::image).
+    pub fn renew_image(&self, image: &Image) -> Result<ReadyImage, Error> {
+        Ok(image::prepare(self, image, true)?)
+    }
+
+    /// All images that are kept, by name.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unprepared`] if the cache cannot be read.
+    pub fn images(&self) -> Result<Vec<StoredImage>, Error> {
+        Ok(stored::list(self)?)
+    }
+
+    /// Removes images that are no longer wanted, and says which. Sandboxes that use one keep it for
+    /// as long as they live; what is needed again is made again.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unprepared`] if the cache cannot be changed.
+    pub fn prune_images(&self, which: &Prune) -> Result<Vec<StoredImage>, Error> {
+        Ok(stored::prune(self, which)?)
     }
 
     /// Builds the pack `name` from the newest packages, also when an older one is there.
@@ -177,18 +214,22 @@ pub(crate) enum AssetError {
     Kernel(#[from] kernel::KernelError),
     Image(#[from] image::ReadError),
     Initramfs(#[from] initramfs::InitramfsError),
+    Pull(#[from] oci::PullError),
+    Import(#[from] import::ImportError),
 }
 
 impl From<AssetError> for Error {
     fn from(error: AssetError) -> Self {
         let kind = match &error {
             AssetError::Recipe(_) => ErrorKind::InvalidRequest,
+            AssetError::Pull(error) if error.is_request() => ErrorKind::InvalidRequest,
             _ => ErrorKind::Unprepared,
         };
         let what = match &error {
             AssetError::Kernel(_) | AssetError::Module(_) => "prepare the kernel",
             AssetError::Initramfs(_) => "build the initramfs",
             AssetError::Recipe(_) => "find the image",
+            AssetError::Pull(_) => "pull the image",
             _ => "prepare the image or kernel",
         };
         Error::because(kind, format!("cannot {what}"), error)

@@ -116,6 +116,8 @@ pub(crate) enum RecipeError {
         origin: Origin,
         source: Box<toml::de::Error>,
     },
+    #[error("{0:?} is no name of a package")]
+    Package(String),
     #[error("cannot read the recipe {}", path.display())]
     Read { path: PathBuf, source: io::Error },
     #[error("the recipe {origin} is wrong: {problem}")]
@@ -197,6 +199,20 @@ impl Shelf {
     pub(crate) fn find(&self, name: &str) -> Result<Recipe, RecipeError> {
         let (origin, text) = self.look_up(name, None)?;
         self.follow(&origin, text)
+    }
+
+    /// A recipe of these packages, and of what every pack has.
+    pub(crate) fn of_packages(names: &[String]) -> Result<Recipe, RecipeError> {
+        // Debian Policy, section 5.6.7. They become arguments of a program.
+        let is_package = |name: &&String| {
+            let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "+-.".contains(c);
+            name.len() >= 2 && name.chars().all(plain) && !name.starts_with(['+', '-', '.'])
+        };
+        if let Some(wrong) = names.iter().find(|name| !is_package(name)) {
+            return Err(RecipeError::Package(wrong.clone()));
+        }
+        let text = format!("name = \"packages\"\ninclude = [\"base\"]\npackages = {names:?}\n");
+        Self::default().follow(&Origin::Brought("packages"), text)
     }
 
     /// The recipe in the file `path`. What it includes is looked for beside it first.

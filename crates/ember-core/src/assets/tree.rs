@@ -8,9 +8,14 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use super::spool::Spooled;
 
 /// One file, directory or link, with who may use it.
 #[derive(Debug)]
@@ -19,6 +24,10 @@ pub(crate) struct Entry {
     pub(crate) mode: u16,
     pub(crate) user: u32,
     pub(crate) group: u32,
+    /// When it was changed, in seconds since 1970.
+    pub(crate) modified: u32,
+    /// Which layer of an image it came with, of one that has layers.
+    pub(crate) layer: u32,
     pub(crate) node: Node,
 }
 
@@ -31,6 +40,8 @@ pub(crate) enum Node {
     File(PathBuf),
     /// A file whose bytes are here.
     Bytes(Vec<u8>),
+    /// A file whose bytes are in a spool. Entries that share one are names of one file.
+    Spooled(Arc<Spooled>),
     Link(Vec<u8>),
 }
 
@@ -60,6 +71,8 @@ impl Entry {
             mode,
             user: 0,
             group: 0,
+            modified: 0,
+            layer: 0,
             node,
         }
     }
@@ -96,6 +109,25 @@ impl Entry {
             return Err(TreeError::Special(path.to_owned()));
         };
         Ok(Self::of_root(mode, node))
+    }
+
+    /// Reads the directory `path`, which holds a system: devices and pipes are left out, and so is
+    /// what is mounted in it.
+    pub(crate) fn read_system(path: &Path, owners: Owners) -> Result<SystemRead, TreeError> {
+        let mut reading = Reading {
+            owners,
+            device: None,
+            hash: Sha256::new(),
+            special: 0,
+        };
+        let root = reading.entry(path, 0)?;
+        let root = root.ok_or_else(|| TreeError::Special(path.to_owned()))?;
+        let hash = reading.hash.finalize();
+        Ok(SystemRead {
+            root,
+            stamp: hash.iter().map(|byte| format!("{byte:02x}")).collect(),
+            special: reading.special,
+        })
     }
 
     /// Puts `entry` at the absolute path `path`, in place of what is there. Directories on the way
@@ -167,6 +199,109 @@ impl Entry {
             here = children.get(name.as_bytes())?;
         }
         Some(here)
+    }
+}
+
+/// Whose the files of a directory are to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Owners {
+    Kept,
+    Root,
+}
+
+/// What was read of a directory.
+#[derive(Debug)]
+pub(crate) struct SystemRead {
+    pub(crate) root: Entry,
+    /// Changes when anything in it does.
+    pub(crate) stamp: String,
+    /// How many devices and pipes were left out.
+    pub(crate) special: u64,
+}
+
+/// A directory that is being read.
+struct Reading {
+    owners: Owners,
+    device: Option<u64>,
+    hash: Sha256,
+    special: u64,
+}
+
+/// Directories in directories. All that walks a tree does so by calling itself.
+const MAX_DEPTH: u32 = 128;
+
+impl Reading {
+    fn entry(&mut self, path: &Path, depth: u32) -> Result<Option<Entry>, TreeError> {
+        let failed = |source| TreeError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        if depth > MAX_DEPTH {
+            return Err(failed(io::ErrorKind::InvalidFilename.into()));
+        }
+        let metadata = fs::symlink_metadata(path).map_err(failed)?;
+        let kind = metadata.file_type();
+        let is_mount = *self.device.get_or_insert(metadata.dev()) != metadata.dev();
+        let node = if kind.is_dir() {
+            Node::Directory(BTreeMap::new())
+        } else if kind.is_symlink() {
+            let target = fs::read_link(path).map_err(failed)?;
+            Node::Link(target.into_os_string().into_vec())
+        } else if kind.is_file() {
+            Node::File(path.to_owned())
+        } else {
+            self.special += 1;
+            return Ok(None);
+        };
+        let (user, group) = match self.owners {
+            Owners::Kept => (metadata.uid(), metadata.gid()),
+            Owners::Root => (0, 0),
+        };
+        let mode = metadata.mode();
+        self.stamp(path.as_os_str().as_bytes());
+        if let Node::Link(target) = &node {
+            self.stamp(target);
+        }
+        for number in [
+            u64::from(mode) << 32 | u64::from(user),
+            u64::from(group),
+            metadata.size(),
+            metadata.ino(),
+            metadata.mtime().cast_unsigned(),
+            metadata.mtime_nsec().cast_unsigned(),
+            // No program can set it.
+            metadata.ctime().cast_unsigned(),
+            metadata.ctime_nsec().cast_unsigned(),
+        ] {
+            self.hash.update(number.to_le_bytes());
+        }
+        let mut entry = Entry {
+            user,
+            group,
+            modified: u32::try_from(metadata.mtime()).unwrap_or(0),
+            ..Entry::of_root((mode & 0o7777) as u16, node)
+        };
+        if let Node::Directory(children) = &mut entry.node
+            && !is_mount
+        {
+            let list = fs::read_dir(path).map_err(failed)?;
+            let mut names = list
+                .map(|entry| entry.map(|it| it.file_name()))
+                .collect::<io::Result<Vec<_>>>()
+                .map_err(failed)?;
+            names.sort();
+            for name in names {
+                if let Some(child) = self.entry(&path.join(&name), depth + 1)? {
+                    children.insert(name.into_vec(), child);
+                }
+            }
+        }
+        Ok(Some(entry))
+    }
+
+    fn stamp(&mut self, bytes: &[u8]) {
+        self.hash.update((bytes.len() as u64).to_le_bytes());
+        self.hash.update(bytes);
     }
 }
 

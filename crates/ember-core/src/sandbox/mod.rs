@@ -17,7 +17,7 @@ pub(crate) use builder::Prepared;
 pub use builder::SandboxBuilder;
 pub use process::Process;
 
-use crate::assets::{Image, ReadyImage};
+use crate::assets::{Image, ImageConfig, ReadyImage};
 use crate::backing::MemoryUse;
 use crate::blocking::blocking;
 use crate::code::{Code, Program, WarmProgram};
@@ -37,7 +37,8 @@ use vm::GuestVm;
 /// freeing to a thread, so that it can be dropped anywhere.
 ///
 /// Programs ([`run`](Self::run)) run as the image's own unprivileged user. Commands
-/// ([`exec`](Self::exec)) are the guest's administrator's, root, unless they name a user.
+/// ([`exec`](Self::exec)) are the guest's administrator's, root, unless they or the image name a
+/// user.
 #[derive(Debug)]
 pub struct Sandbox {
     agent: Agent,
@@ -188,6 +189,12 @@ impl Sandbox {
     /// # Errors
     /// As for [`exec`](Self::exec), as far as they concern its start.
     pub async fn spawn(&self, command: Command) -> Result<Process, Error> {
+        let config = &self.fixture.image.config;
+        let command = command.or_as(
+            config.user.as_deref(),
+            config.directory.as_deref(),
+            &config.environment,
+        );
         let command = match (command.time_limit(), self.fixture.settings.timeout) {
             (None, Some(timeout)) => command.timeout(timeout),
             _ => command,
@@ -198,6 +205,23 @@ impl Sandbox {
             Err(error) => return Err(self.guest.explain(error).await),
         };
         Ok(Process::new(process, Arc::clone(&self.guest), limit))
+    }
+
+    /// The command that the image is for, with these arguments in place of those that it has:
+    /// what `docker run` would run. Nothing if the image names no program and none is given; packs
+    /// name none.
+    pub fn entry_point<S: Into<String>>(
+        &self,
+        arguments: impl IntoIterator<Item = S>,
+    ) -> Option<Command> {
+        let given: Vec<String> = arguments.into_iter().map(Into::into).collect();
+        let words = self.fixture.image.config.command_line(&given)?;
+        Some(Command::from_argv(words))
+    }
+
+    /// What the image says of how it is run.
+    pub fn image_config(&self) -> &ImageConfig {
+        &self.fixture.image.config
     }
 
     /// Asks the guest for an answer, and says how long it took.

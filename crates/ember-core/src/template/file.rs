@@ -143,6 +143,7 @@ impl Loaded {
                 file: path,
                 languages: self.guest.languages.clone(),
                 account: self.guest.account.clone(),
+                config: self.guest.config.clone(),
                 // Only whoever boots it has to know.
                 file_system: None,
                 memory_mib: None,

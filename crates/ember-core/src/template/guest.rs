@@ -10,11 +10,11 @@ use ember_guest::protocol::{Hello, VersionMismatch};
 use serde::{Deserialize, Serialize};
 
 use crate::sandbox::{Fixture, Settings};
-use crate::{Account, Language};
+use crate::{Account, ImageConfig, Language};
 
 /// The version of the section. Its encoding has no names in it, so any change to [`Guest`] is a new
 /// one.
-pub(crate) const VERSION: u16 = 3;
+pub(crate) const VERSION: u16 = 4;
 
 /// Far more than any image's languages take.
 const LIMIT: usize = 1 << 20;
@@ -43,6 +43,7 @@ pub(crate) struct Guest {
     image: Vec<u8>,
     pub(crate) languages: Vec<Language>,
     pub(crate) account: Account,
+    pub(crate) config: ImageConfig,
     timeout: Option<Duration>,
     output_limit: u64,
     /// The languages whose interpreters are kept warm.
@@ -70,6 +71,7 @@ impl Guest {
             image: fixture.image.file.as_os_str().as_bytes().to_vec(),
             languages: fixture.image.languages.clone(),
             account: fixture.image.account.clone(),
+            config: fixture.image.config.clone(),
             timeout: fixture.settings.timeout,
             output_limit: fixture.settings.output_limit as u64,
             runners: fixture.runners.clone(),

@@ -73,6 +73,7 @@ impl Ingredients {
         // Clones are told these, and what they say is in the recipe of a pack alone.
         self.add("languages", &format!("{:?}", image.languages));
         self.add("account", &format!("{:?}", image.account));
+        self.add("configuration", &format!("{:?}", image.config));
         Ok(())
     }
 

@@ -15,6 +15,8 @@
 
 mod pack;
 mod path;
+mod read;
+mod system;
 #[cfg(test)]
 mod tests;
 mod unpack;
@@ -25,6 +27,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
 pub use pack::{LeftOut, Packer};
+pub use system::{SystemEntry, SystemKind, read_system};
 pub use unpack::{Links, Unpacked, read_each, unpack};
 
 /// A file of an archive that was only [read](read_each).
@@ -128,6 +131,9 @@ pub enum Refusal {
     /// Its size in one place is another than in the other.
     #[error("states two sizes")]
     Size,
+    /// Its owner is none that Linux has.
+    #[error("has an owner that is no number of Linux")]
+    Owner,
 }
 
 impl Error {

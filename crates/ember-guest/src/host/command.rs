@@ -156,6 +156,37 @@ impl Command {
         self
     }
 
+    /// What holds where the command does not say: who it runs as, where it starts, and variables of
+    /// its environment. Of the agent's own programs, nothing does.
+    #[must_use]
+    pub fn or_as(
+        mut self,
+        user: Option<&str>,
+        directory: Option<&str>,
+        environment: &[(String, String)],
+    ) -> Self {
+        let spawn = &mut self.spawn;
+        if spawn.builtin {
+            return self;
+        }
+        if spawn.user.is_empty() {
+            spawn.user = user.unwrap_or_default().into();
+        }
+        if spawn.cwd.is_empty() {
+            spawn.cwd = directory.unwrap_or_default().into();
+        }
+        if !spawn.clear_env {
+            let given = std::mem::take(&mut spawn.env);
+            let is_given = |name: &str| given.iter().any(|(it, _)| it == name.as_bytes());
+            let more = environment.iter().filter(|(name, _)| !is_given(name));
+            spawn.env = more
+                .map(|(name, value)| (name.clone().into_bytes(), value.clone().into_bytes()))
+                .collect();
+            spawn.env.extend(given);
+        }
+        self
+    }
+
     /// How long the command may take, if that was said.
     pub fn time_limit(&self) -> Option<Duration> {
         self.spawn.timeout

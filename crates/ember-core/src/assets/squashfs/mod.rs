@@ -8,14 +8,17 @@
 //!
 //! What it leaves out, as the format allows: fragments (a file's last block is a short block of
 //! its own, so that reading a small file does not decompress its neighbours), extended attributes,
-//! hard links, the export table.
+//! the export table.
 
 mod metadata;
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use super::spool::Spooled;
 use super::tree::{Entry, Node};
 use metadata::{Metadata, Reference};
 
@@ -71,6 +74,8 @@ pub(crate) fn write(root: &Entry, path: &Path) -> Result<(), WriteError> {
         directories: Metadata::default(),
         ids: Vec::new(),
         next_inode: 1,
+        names: HashMap::new(),
+        written: HashMap::new(),
         block: vec![0; BLOCK_SIZE],
         compressed: vec![0; lz4_flex::block::get_maximum_output_size(BLOCK_SIZE)],
     };
@@ -82,7 +87,10 @@ pub(crate) fn write(root: &Entry, path: &Path) -> Result<(), WriteError> {
     writer.put(&1_u32.to_le_bytes())?;
     writer.put(&0_u32.to_le_bytes())?;
 
-    let inodes = count(root)?;
+    let mut names = HashMap::new();
+    let inodes = count(root, &mut names)?;
+    names.retain(|_, names| *names > 1);
+    writer.names = names;
     // The root's parent is an inode number that nothing has.
     let root = writer.entry(root, inodes + 1)?;
     writer
@@ -93,17 +101,31 @@ pub(crate) fn write(root: &Entry, path: &Path) -> Result<(), WriteError> {
         })
 }
 
-fn count(entry: &Entry) -> Result<u32, WriteError> {
+/// Counts inodes, and the names of each file that may have several.
+fn count(entry: &Entry, names: &mut HashMap<FileId, u32>) -> Result<u32, WriteError> {
     let mut inodes = 1_u32;
-    if let Node::Directory(children) = &entry.node {
-        for child in children.values() {
-            inodes = inodes
-                .checked_add(count(child)?)
-                .ok_or(WriteError::TooLarge("more than 2^32 files"))?;
+    match &entry.node {
+        Node::Directory(children) => {
+            for child in children.values() {
+                inodes = inodes
+                    .checked_add(count(child, names)?)
+                    .ok_or(WriteError::TooLarge("more than 2^32 files"))?;
+            }
         }
+        Node::Spooled(file) => {
+            let names = names.entry(Arc::as_ptr(file)).or_default();
+            *names += 1;
+            if *names > 1 {
+                inodes = 0;
+            }
+        }
+        _ => {}
     }
     Ok(inodes)
 }
+
+/// What tells a spooled file from others while the tree is there. Never followed.
+type FileId = *const Spooled;
 
 struct Writer<'a> {
     path: &'a Path,
@@ -114,6 +136,10 @@ struct Writer<'a> {
     /// User and group ids; inodes hold indices into this.
     ids: Vec<u32>,
     next_inode: u32,
+    /// How many names the files have that have more than one.
+    names: HashMap<FileId, u32>,
+    /// Those of them that have been written.
+    written: HashMap<FileId, Inode>,
     block: Vec<u8>,
     compressed: Vec<u8>,
 }
@@ -158,6 +184,16 @@ impl Writer<'_> {
 
     /// Writes `entry` and all below it: data to the image, inodes and listings to their tables.
     fn entry(&mut self, entry: &Entry, parent: u32) -> Result<Inode, WriteError> {
+        let links = match &entry.node {
+            Node::Spooled(file) => {
+                let id = Arc::as_ptr(file);
+                if let Some(inode) = self.written.get(&id) {
+                    return Ok(*inode);
+                }
+                self.names.get(&id).copied().unwrap_or(1)
+            }
+            _ => 1,
+        };
         // Numbered on the way down, since children name their parent; written on the way up,
         // since a listing names where its children's inodes are.
         let number = self.next_inode;
@@ -176,14 +212,28 @@ impl Writer<'_> {
                     source,
                 };
                 let mut source = File::open(path).map_err(failed)?;
-                self.file(entry, number, &mut source, failed)
+                self.file(entry, (number, links), &mut source, failed)
             }
-            Node::Bytes(bytes) => self.file(entry, number, &mut bytes.as_slice(), |source| {
-                WriteError::Read {
-                    path: PathBuf::from("(memory)"),
+            Node::Bytes(bytes) => {
+                let path = PathBuf::from("(memory)");
+                let failed = |source| WriteError::Read {
+                    path: path.clone(),
                     source,
+                };
+                self.file(entry, (number, links), &mut bytes.as_slice(), failed)
+            }
+            Node::Spooled(file) => {
+                let path = PathBuf::from("(temporary file)");
+                let failed = |source| WriteError::Read {
+                    path: path.clone(),
+                    source,
+                };
+                let inode = self.file(entry, (number, links), &mut file.reader(), failed)?;
+                if links > 1 {
+                    self.written.insert(Arc::as_ptr(file), inode);
                 }
-            }),
+                Ok(inode)
+            }
             Node::Link(target) => {
                 let size = u32::try_from(target.len())
                     .map_err(|_| WriteError::TooLarge("a link's target of more than 4 GiB"))?;
@@ -209,7 +259,7 @@ impl Writer<'_> {
         self.inodes.u16(entry.mode);
         self.inodes.u16(user);
         self.inodes.u16(group);
-        self.inodes.u32(0); // modification time
+        self.inodes.u32(entry.modified);
         self.inodes.u32(number);
         Ok(reference)
     }
@@ -226,7 +276,7 @@ impl Writer<'_> {
     fn file(
         &mut self,
         entry: &Entry,
-        number: u32,
+        (number, links): (u32, u32),
         source: &mut dyn Read,
         failed: impl Fn(io::Error) -> WriteError,
     ) -> Result<Inode, WriteError> {
@@ -254,7 +304,8 @@ impl Writer<'_> {
         }
 
         let narrow = u32::try_from(start).ok().zip(u32::try_from(size).ok());
-        let reference = if let Some((start, size)) = narrow {
+        // The plain form has no count of names.
+        let reference = if let (Some((start, size)), 1) = (narrow, links) {
             let reference = self.inode(FILE, entry, number)?;
             self.inodes.u32(start);
             self.inodes.u32(NONE_32); // fragment
@@ -266,7 +317,7 @@ impl Writer<'_> {
             self.inodes.u64(start);
             self.inodes.u64(size);
             self.inodes.u64(0); // bytes saved by holes
-            self.inodes.u32(1); // links to it
+            self.inodes.u32(links);
             self.inodes.u32(NONE_32); // fragment
             self.inodes.u32(0); // offset in the fragment
             self.inodes.u32(NONE_32); // extended attributes

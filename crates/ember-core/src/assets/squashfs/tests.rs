@@ -83,6 +83,7 @@ impl Image {
                 Vec::new()
             }
             2 => self.contents(block, offset),
+            9 => self.linked_contents(block, offset),
             3 => {
                 let size = le::<4>(&self.inode(block, offset, 24), 20) as usize;
                 self.inode(block, offset, 24 + size)[24..].to_vec()
@@ -137,6 +138,22 @@ impl Image {
         }
         assert_eq!(data.len(), size);
         data
+    }
+}
+
+impl Image {
+    /// Of a file of one block that has several names: how many these are, its number and its data.
+    fn linked_contents(&self, block: usize, offset: usize) -> Vec<u8> {
+        let inode = self.inode(block, offset, 60);
+        let (start, size) = (le::<8>(&inode, 16) as usize, le::<8>(&inode, 24) as usize);
+        let stored = le::<4>(&inode, 56) as usize & (STORED as usize - 1);
+        let data = self.bytes[start..start + stored].to_vec();
+        let (number, links) = (le::<4>(&inode, 12), le::<4>(&inode, 40));
+        format!(
+            "{number} {links} {size} {}",
+            String::from_utf8(data).unwrap()
+        )
+        .into_bytes()
     }
 }
 
@@ -207,6 +224,33 @@ fn owners_modes_and_links_are_kept() {
     assert_eq!(all["/home"], (1, 0o1777, 1000, 1001, Vec::new()));
     assert_eq!(all["/home/l"], (3, 0o777, 0, 0, b"../x".to_vec()));
     assert_eq!(all[""].1, 0o755);
+}
+
+#[test]
+fn names_of_one_file_are_one_inode() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut spool = crate::assets::spool::Spool::new(directory.path()).unwrap();
+    let mut spooled = |text: &str| Arc::new(spool.take(&mut text.as_bytes()).unwrap());
+    let (shared, single) = (spooled("of two names"), spooled("of one"));
+    spool.finish().unwrap();
+    let mut root = Entry::directory(0o755);
+    for (path, file) in [("/a", &shared), ("/d/b", &shared), ("/c", &single)] {
+        let entry = Entry {
+            modified: 7,
+            ..Entry::of_root(0o644, Node::Spooled(Arc::clone(file)))
+        };
+        root.insert(path, entry).unwrap();
+    }
+    // Walked by name, it is counted twice; in the image it is there once.
+    let path = directory.path().join("image");
+    write(&root, &path).unwrap();
+    let image = Image::open(&path);
+    let mut all = BTreeMap::new();
+    image.walk("", le::<8>(&image.bytes, 32), &mut all);
+    assert_eq!((le::<4>(&image.bytes, 4), all.len()), (4, 5));
+    assert_eq!(all["/a"].4, all["/d/b"].4);
+    assert_eq!(all["/a"].4, b"2 2 12 of two names");
+    assert_eq!(all["/c"].4, b"of one");
 }
 
 #[test]

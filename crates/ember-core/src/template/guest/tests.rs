@@ -32,6 +32,13 @@ fn guest() -> Guest {
             user: "user".to_owned(),
             home: "/home/user".to_owned(),
         },
+        config: ImageConfig {
+            entry_point: vec!["/e".to_owned()],
+            arguments: vec!["a".to_owned()],
+            environment: vec![("N".to_owned(), "v".to_owned())],
+            user: Some("u".to_owned()),
+            directory: Some("/d".to_owned()),
+        },
         timeout: Some(Duration::from_millis(1500)),
         output_limit: 1 << 20,
         runners: vec!["python".to_owned()],
@@ -39,12 +46,13 @@ fn guest() -> Guest {
 }
 
 /// Templates on disk have this: do not just update it, but raise `VERSION`.
-const GOLDEN: &[u8] = b"\x03\0\
+const GOLDEN: &[u8] = b"\x04\0\
     \x02\x02\x07\x05ember\
     \x02/a\
     \x01\x06python\x01\x02py\x01\x02py\x01\x07python3\x01\x043.11\x01\x07python3\
     \x01\x02-c\x01\x01\x02cc\x03out\0\x01\x04warm\x01\x011\
     \x04user\x0a/home/user\
+    \x01\x02/e\x01\x01a\x01\x01N\x01v\x01\x01u\x01\x02/d\
     \x01\x01\x80\xca\xb5\xee\x01\
     \x80\x80\x40\
     \x01\x06python";
@@ -65,10 +73,10 @@ fn what_is_no_section_is_refused() {
         Guest::decode(&longer),
         Err(GuestError::Damaged(None))
     ));
-    let other = [b"\x04\0", &GOLDEN[2..]].concat();
+    let other = [b"\x05\0", &GOLDEN[2..]].concat();
     assert!(matches!(
         Guest::decode(&other),
-        Err(GuestError::Version { found: 4 })
+        Err(GuestError::Version { found: 5 })
     ));
     assert!(matches!(
         Guest::decode(&vec![1; LIMIT + 1]),
