@@ -53,7 +53,7 @@ pub enum ErrorKind {
     /// A pool has nothing to give in time: all its members are handed out, too many callers wait,
     /// or memory is short. Later it may have.
     Unavailable,
-    /// The sandbox, or the pool, was closed before.
+    /// The sandbox, or the pool, was closed before, or the session has ended.
     Closed,
     /// A mistake of ours. Please report it.
     Internal,

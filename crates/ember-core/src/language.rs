@@ -36,6 +36,10 @@ pub struct Language {
     /// The program that keeps its interpreter warm, with arguments. None if it is empty.
     #[serde(default)]
     pub runner: Vec<String>,
+    /// The interpreter with the driver that runs the cells of a session, with arguments. None if it is
+    /// empty.
+    #[serde(default)]
+    pub session: Vec<String>,
     /// A program that is run once while a template is built, so that what the language's tools read
     /// is in the memory of every clone.
     #[serde(default)]

@@ -55,6 +55,7 @@ mod placement;
 mod pool;
 mod progress;
 mod sandbox;
+mod session;
 mod size;
 mod template;
 mod verdict;
@@ -75,6 +76,10 @@ pub use placement::Placement;
 pub use pool::{Budget, Pool, PoolBuilder, PoolFork, PoolStatus, PooledSandbox};
 pub use progress::{Event, Progress};
 pub use sandbox::{Process, Sandbox, SandboxBuilder};
+pub use session::{
+    Cell, CellEnd, CellError, CellEvent, CellOutput, CellVerdict, Data, RunningCell, Session,
+    SessionEnd, SessionOptions, TraceFrame,
+};
 pub use size::ByteSize;
 pub use template::{
     ForkOptions, LoadOptions, Shell, StoredTemplate, Template, TemplateBuilder, Templates,

@@ -57,7 +57,7 @@ pub const PACKS: &[Pack] = &[
     },
 ];
 
-/// A program that keeps an interpreter warm.
+/// A program that keeps an interpreter warm, or drives one in a session.
 #[derive(Debug, Clone, Copy)]
 pub struct Runner {
     /// Where recipes expect it in an image.
@@ -78,3 +78,10 @@ pub const RUNNERS: &[Runner] = &[
         text: include_str!("../packs/runners/ruby.rb"),
     },
 ];
+
+/// The drivers of sessions that Ember brings. What they and an interpreter's keeper say to each other
+/// is written down in the Python one.
+pub const DRIVERS: &[Runner] = &[Runner {
+    path: "/usr/lib/ember/sessions/python.py",
+    text: include_str!("../packs/sessions/python.py"),
+}];

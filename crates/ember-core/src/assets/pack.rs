@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use ember_guest::packs::{RUNNERS, Runner};
+use ember_guest::packs::{DRIVERS, RUNNERS, Runner};
 
 use super::AssetError;
 use super::apt::{self, Package};
@@ -235,7 +235,8 @@ fn adjust(recipe: &Recipe, root: &mut Entry) -> Result<(), AssetError> {
     }
     for language in &recipe.languages {
         let compiler = language.compile.iter().flat_map(|it| it.command.first());
-        let mut programs = (language.runner.iter().filter(|word| word.starts_with('/')))
+        let kept = language.runner.iter().chain(&language.session);
+        let mut programs = (kept.filter(|word| word.starts_with('/')))
             .chain(language.interpreter.first())
             .chain(compiler);
         if let Some(missing) = programs.find(|path| !has(root, path)) {
@@ -250,10 +251,11 @@ fn has(root: &Entry, path: &str) -> bool {
     root.get(path).is_some() || root.get(&format!("/usr{path}")).is_some()
 }
 
-/// Those of Ember's runners that the recipe's languages are kept warm by.
+/// Those of Ember's runners and drivers that the recipe's languages have.
 pub(crate) fn runners(recipe: &Recipe) -> impl Iterator<Item = &'static Runner> {
-    RUNNERS.iter().filter(|runner| {
-        let mut words = recipe.languages.iter().flat_map(|it| &it.runner);
+    RUNNERS.iter().chain(DRIVERS).filter(|runner| {
+        let languages = recipe.languages.iter();
+        let mut words = languages.flat_map(|it| it.runner.iter().chain(&it.session));
         words.any(|word| word == runner.path)
     })
 }

@@ -14,6 +14,7 @@
 mod files;
 mod identity;
 mod init;
+mod keeper;
 mod room;
 mod server;
 mod spawn;
@@ -31,7 +32,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{Mode, umask};
 
-use crate::protocol::FILES_PROGRAM;
+use crate::protocol::{FILES_PROGRAM, SESSION_PROGRAM};
 use identity::Identities;
 use server::{Agent, End, Hooks};
 use tree::Trees;
@@ -51,6 +52,8 @@ enum Role {
     },
     /// Do one thing with files: it was started by the agent itself.
     Files,
+    /// Keep an interpreter, or reach one that is kept: it was started by the agent itself.
+    Session,
     /// Say the version.
     Version,
 }
@@ -66,6 +69,9 @@ fn role(
 ) -> Result<Role, &'static str> {
     if !first && name.as_bytes() == FILES_PROGRAM {
         return Ok(Role::Files);
+    }
+    if !first && name.as_bytes() == SESSION_PROGRAM {
+        return Ok(Role::Session);
     }
     let (mut socket, mut cgroup, mut identity) = (None, None, None);
     while let Some(argument) = arguments.next() {
@@ -98,6 +104,7 @@ pub fn main() -> i32 {
     let name = arguments.next().unwrap_or_default();
     match role(first, &name, &mut arguments) {
         Ok(Role::Files) => files::main(arguments),
+        Ok(Role::Session) => keeper::main(arguments),
         Ok(Role::Init) => init::run(),
         Ok(Role::Serve {
             socket,

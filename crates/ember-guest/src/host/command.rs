@@ -5,7 +5,9 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::time::Duration;
 
-use crate::protocol::{EncodeError, FileRequest, Limits, Message, PtySize, Spawn};
+use crate::protocol::{
+    EncodeError, FileRequest, Limits, Message, PtySize, SESSION_PROGRAM, SessionRole, Spawn,
+};
 
 /// Where a command's standard input comes from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,6 +57,18 @@ impl Command {
                 argv: request.arguments(),
                 builtin: true,
                 stdin: request.has_input(),
+                ..Spawn::default()
+            },
+        }
+    }
+
+    /// Keeps an interpreter for a session, or reaches one that is kept, by the agent's own program.
+    pub fn session(role: &SessionRole) -> Self {
+        Self {
+            spawn: Spawn {
+                argv: role.arguments(),
+                builtin: true,
+                stdin: true,
                 ..Spawn::default()
             },
         }
@@ -213,6 +227,12 @@ impl Command {
     /// Whether it takes a program that the agent brings.
     pub(super) fn is_builtin(&self) -> bool {
         self.spawn.builtin
+    }
+
+    /// Whether that is the one for sessions.
+    pub(super) fn is_session(&self) -> bool {
+        let name = self.spawn.argv.first().map(Vec::as_slice);
+        self.spawn.builtin && name == Some(SESSION_PROGRAM)
     }
 
     pub(super) fn into_spawn(self) -> Spawn {

@@ -36,8 +36,8 @@ pub use process::{Output, Process, ProcessControl, ProcessOutput, ProcessStdin};
 pub use warm::{RunnerId, WarmCommand, WarmRunner};
 
 use crate::protocol::{
-    Decoder, ErrorCode, FEATURE_FILES, FEATURE_FREEZE, FEATURE_WARM, Failure, Hello, Kind,
-    Malformed, Message,
+    Decoder, ErrorCode, FEATURE_FILES, FEATURE_FREEZE, FEATURE_SESSIONS, FEATURE_WARM, Failure,
+    Hello, Kind, Malformed, Message,
 };
 
 use driver::Driver;
@@ -134,7 +134,9 @@ impl Agent {
     ///
     /// Dropping the future ends the command if it was started meanwhile.
     pub async fn spawn(&self, command: Command) -> Result<Process, Error> {
-        if command.is_builtin() {
+        if command.is_session() {
+            self.require(FEATURE_SESSIONS, "keep a session", "cannot")?;
+        } else if command.is_builtin() {
             self.require(FEATURE_FILES, "work on the guest's files", "cannot")?;
         }
         Process::spawn(&self.link, command).await

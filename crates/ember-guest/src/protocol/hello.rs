@@ -25,6 +25,8 @@ pub const FEATURE_WARM: u64 = 1 << 3;
 pub const FEATURE_CONFINE: u64 = 1 << 4;
 /// The agent brings a program for files (`Spawn::builtin`, [`FileRequest`](super::FileRequest)).
 pub const FEATURE_FILES: u64 = 1 << 5;
+/// The agent brings a program for sessions ([`SessionRole`](super::SessionRole)).
+pub const FEATURE_SESSIONS: u64 = 1 << 6;
 
 /// Tells this protocol from anything else that might listen. The line ending shows a stream that
 /// was mangled as text.

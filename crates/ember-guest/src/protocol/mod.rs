@@ -50,6 +50,10 @@
 //! rights of the user that it is to run as, and with streams like any other's, so that a reader that
 //! stops reading stops it, and nothing but a buffer is in memory.
 //!
+//! # Sessions
+//! Nor have sessions. The agent's program for them keeps an interpreter, and speaks with the host, or
+//! that of a clone, on its streams ([`SessionFrame`]).
+//!
 //! # Freezing
 //! A machine is saved between two frames, so that neither end has to be told that it was. After
 //! `Freeze` the host sends nothing until its answer has come. The agent ends the frame that it is
@@ -77,6 +81,7 @@ mod identity;
 mod limits;
 mod message;
 mod outcome;
+mod session;
 mod spawn;
 #[cfg(test)]
 mod tests;
@@ -88,13 +93,17 @@ pub use files::{
 };
 pub use frame::{Decoder, Frame, HEADER_LEN, Header, Kind, data_flags};
 pub use hello::{
-    FEATURE_CGROUP, FEATURE_CONFINE, FEATURE_FILES, FEATURE_FREEZE, FEATURE_PTY, FEATURE_WARM,
-    Hello, MIN_VERSION, VERSION, VersionMismatch,
+    FEATURE_CGROUP, FEATURE_CONFINE, FEATURE_FILES, FEATURE_FREEZE, FEATURE_PTY, FEATURE_SESSIONS,
+    FEATURE_WARM, Hello, MIN_VERSION, VERSION, VersionMismatch,
 };
 pub use identity::{ENTROPY, Identity, IdentityError, Variables};
 pub use limits::Limits;
 pub use message::{EncodeError, ErrorCode, Failure, Message, PtySize, Stream};
 pub use outcome::{LimitHit, Outcome, Status};
+pub use session::{
+    MAX_SESSION_CODE, MAX_SESSION_PART, SESSION_PROGRAM, SESSION_VERSION, SessionDecoder,
+    SessionFrame, SessionMalformed, SessionRole,
+};
 pub use spawn::{Spawn, SpawnError};
 pub use warm::{INLINE, Warm, WarmError};
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::codec::{Reader, put_string};
 use super::{
     ErrorCode, FILES_PROGRAM, Limits, MAX_ARGUMENT, MAX_PATH, MAX_PROCESSES, MAX_SPAWN,
-    MAX_STRINGS, MAX_USER, Malformed, PtySize,
+    MAX_STRINGS, MAX_USER, Malformed, PtySize, SESSION_PROGRAM,
 };
 
 /// A command to run, as it goes over the wire.
@@ -28,7 +28,8 @@ pub struct Spawn {
     /// runner, this holds for its programs.
     pub confined: bool,
     /// The program is the agent's own, whatever is in the guest; the first argument is its name, and
-    /// tells it what it is ([`FILES_PROGRAM`]).
+    /// tells it what it is ([`FILES_PROGRAM`],
+    /// [`SESSION_PROGRAM`]).
     pub builtin: bool,
     /// Whether standard input is fed by the host. It is `/dev/null` otherwise.
     pub stdin: bool,
@@ -171,7 +172,8 @@ impl Spawn {
             }
             check_zero(argument, || format!("argument {index}"))?;
         }
-        if self.builtin && self.argv[0] != FILES_PROGRAM {
+        let is_own = [FILES_PROGRAM, SESSION_PROGRAM].contains(&self.argv[0].as_slice());
+        if self.builtin && !is_own {
             let name = shorten(&self.argv[0]);
             return Err(SpawnError::NoBuiltin { name });
         }

@@ -23,6 +23,7 @@ fn guest() -> Guest {
                 into: None,
             }),
             runner: vec!["warm".to_owned()],
+            session: vec!["drive".to_owned()],
             warm_up: Some("1".to_owned()),
             aliases: vec!["py".to_owned()],
             package: Some("python3".to_owned()),
@@ -50,7 +51,7 @@ const GOLDEN: &[u8] = b"\x04\0\
     \x02\x02\x07\x05ember\
     \x02/a\
     \x01\x06python\x01\x02py\x01\x02py\x01\x07python3\x01\x043.11\x01\x07python3\
-    \x01\x02-c\x01\x01\x02cc\x03out\0\x01\x04warm\x01\x011\
+    \x01\x02-c\x01\x01\x02cc\x03out\0\x01\x04warm\x01\x05drive\x01\x011\
     \x04user\x0a/home/user\
     \x01\x02/e\x01\x01a\x01\x01N\x01v\x01\x01u\x01\x02/d\
     \x01\x01\x80\xca\xb5\xee\x01\

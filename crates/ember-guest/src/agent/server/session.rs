@@ -21,8 +21,8 @@ use crate::agent::sys;
 use crate::agent::tree::Tree;
 use crate::protocol::{
     ErrorCode, FEATURE_CGROUP, FEATURE_CONFINE, FEATURE_FILES, FEATURE_FREEZE, FEATURE_PTY,
-    FEATURE_WARM, Failure, Hello, Kind, LimitHit, MAX_DATA, Malformed, Message, Spawn, Stream,
-    WINDOW,
+    FEATURE_SESSIONS, FEATURE_WARM, Failure, Hello, Kind, LimitHit, MAX_DATA, Malformed, Message,
+    Spawn, Stream, WINDOW,
 };
 
 /// How long nothing has to happen before what can wait is done.
@@ -92,6 +92,7 @@ impl<'a> Session<'a> {
     /// Serves the connection until it ends. Whatever it leaves is the agent's to end.
     pub(super) fn run(mut self) -> io::Result<Option<End>> {
         let mut features = FEATURE_PTY | FEATURE_FREEZE | FEATURE_WARM | FEATURE_FILES;
+        features |= FEATURE_SESSIONS;
         if self.agent.trees.has_cgroups() {
             features |= FEATURE_CGROUP;
         }

@@ -8,6 +8,7 @@ mod hello;
 mod identity;
 mod properties;
 mod runners;
+mod sessions;
 
 use std::borrow::Cow;
 use std::time::Duration;
