@@ -83,6 +83,8 @@ pub(crate) enum Task {
     Run(Run),
     /// Run a command, as root of the guest.
     Exec(Exec),
+    /// Run cells in a live interpreter: what one defines is there for the next.
+    Session(Session),
     /// Open a shell in a new guest.
     Shell(Shell),
     /// Clone a running guest, and run a command in each of the clones.
@@ -145,6 +147,13 @@ pub(crate) struct Exec {
         required_unless_present = "entry_point"
     )]
     pub(crate) words: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Session {
+    /// The language.
+    #[arg(long, short, value_name = "LANGUAGE", default_value = "python")]
+    pub(crate) lang: String,
 }
 
 #[derive(Debug, Args)]

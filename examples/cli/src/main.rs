@@ -14,6 +14,7 @@ mod prepare;
 mod progress;
 mod report;
 mod run;
+mod session;
 mod shell;
 mod streams;
 mod template;
@@ -44,6 +45,7 @@ fn perform(arguments: &Arguments) -> Result<ExitCode> {
     let outcome = match &arguments.task {
         Task::Run(options) => runtime.block_on(run::run(options, common)),
         Task::Exec(options) => runtime.block_on(exec::exec(options, common)),
+        Task::Session(options) => runtime.block_on(session::session(options, common)),
         Task::Shell(options) => runtime.block_on(shell::shell(options, common)),
         Task::Fork(options) => runtime.block_on(fork::fork(options, common)),
         Task::Template(action) => runtime.block_on(template::template(action, common)),

@@ -486,3 +486,49 @@ fn ends(child: &mut Child) -> Option<i32> {
         std::thread::sleep(Duration::from_millis(20));
     }
 }
+
+#[test]
+fn a_session_keeps_its_variables_in_a_pipe() {
+    let cells = b"x = 6\ndef f(n):\n    return x * n\n\nprint('hi')\nf(7)\n";
+    let output = with_input(&["session"], cells);
+    assert_eq!(text(&output.stdout), "hi\n42\n", "{output:?}");
+    assert_eq!(output.status.code(), Some(0));
+    let output = with_input(&["--json", "session"], b"x = 1\n1 / 0\nx\nexit(3)\n");
+    let cells: Vec<serde_json::Value> = (text(&output.stdout).lines())
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(cells.len(), 4, "{output:?}");
+    assert_eq!(cells[1]["verdict"], "error");
+    assert_eq!(cells[1]["error"]["name"], "ZeroDivisionError");
+    assert_eq!(cells[2]["value"]["text/plain"], "1");
+    assert_eq!(cells[3]["verdict"], "ended");
+    assert_eq!(output.status.code(), Some(3));
+}
+
+#[test]
+fn a_session_is_interrupted_by_ctrl_c() {
+    let mut child = ember(&["session"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let cells = "x = 6\nwhile not print('begun') and x: exec('while 1: pass')\n\nx * 7\n";
+    stdin.write_all(cells.as_bytes()).unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let mut begun = [0; 6];
+    stdout.read_exact(&mut begun).unwrap();
+    assert_eq!(&begun, b"begun\n");
+    let pid = child.id().to_string();
+    let killed = Command::new("kill").args(["-INT", &pid]).status().unwrap();
+    assert!(killed.success());
+    drop(stdin);
+    let mut rest = String::new();
+    stdout.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "42\n");
+    let output = child.wait_with_output().unwrap();
+    let said = text(&output.stderr);
+    assert!(said.contains("KeyboardInterrupt"), "{said}");
+    assert_eq!(output.status.code(), Some(1));
+}
