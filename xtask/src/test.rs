@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use crate::cargo::{self, Built};
 use crate::lab;
 use crate::suites::{self, Lines, Report, Suite};
-use crate::{debian, kernel, licences, probe};
+use crate::{debian, dirs, kernel, licences, probe, say};
 
 /// Integration tests whose file name begins so need a KVM that can boot Linux.
 const KVM_PREFIX: &str = "kvm_";
@@ -258,7 +258,42 @@ fn one_at_a_time(suite: &Suite) -> Suite {
 /// Kernels and packs: there is no network in the lab.
 fn prepare(built: &[Built], packs: &[&str]) -> Result<()> {
     kernel::run(false)?;
-    ember_prepare(&ember(built)?, packs)
+    let ember = ember(built)?;
+    ember_prepare(&ember, packs)?;
+    foreign_image(&ember)
+}
+
+/// A Debian that is not of Ember's making, as the tests of images want it: made once by Debian's own
+/// tool, and imported as it is.
+fn foreign_image(ember: &Path) -> Result<()> {
+    let archive = dirs::cache()?.join("tests/debian.tar");
+    let _lock = dirs::lock(&archive)?;
+    if !archive.is_file() {
+        debian::ensure(&debian::TEST_TOOLS)?;
+        say!("making a small Debian for the tests of images: a minute, once");
+        let new = archive.with_extension("new");
+        let status = Command::new("mmdebstrap")
+            .args(["--quiet", "--variant=minbase", "--format=tar", "bookworm"])
+            .arg(&new)
+            .stdin(Stdio::null())
+            .status()
+            .context("starting mmdebstrap")?;
+        if !status.success() {
+            bail!("mmdebstrap failed ({status})");
+        }
+        std::fs::rename(&new, &archive).context("keeping the archive")?;
+    }
+    let status = Command::new(ember)
+        .args(["image", "build"])
+        .arg(&archive)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status()
+        .with_context(|| format!("starting {}", ember.display()))?;
+    if !status.success() {
+        bail!("ember image build failed ({status})");
+    }
+    Ok(())
 }
 
 /// The command line's executable, which cargo has built for its integration tests.

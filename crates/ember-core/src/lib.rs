@@ -91,3 +91,9 @@ pub use ember_guest::protocol::{FileChange, FileEntry, FileEvent, FileKind};
 pub use ember_guest::protocol::{LimitHit, Limits, Outcome, PtySize, Status};
 pub use ember_snapshot::format::{Artefact, CpuRequirements, Manifest, Parent};
 pub use ember_snapshot::memory::MemoryHash;
+
+/// The examples of the documentation, so that they are compiled.
+#[cfg(doctest)]
+#[derive(Debug)]
+#[doc = include_str!("../../../docs/images.md")]
+pub struct Documentation;

@@ -9,12 +9,12 @@ use serde::{Deserialize, Serialize};
 use super::image::{FILE, digest, read_error};
 use super::layers::{LayerError, Layers, LeftOut};
 use super::oci::{self, Oci};
-use super::tree::{Entry, Owners};
+use super::tree::{Entry, Node, Owners};
 use super::{AssetError, Assets, ImageConfig, ReadyImage, decompress, squashfs};
 use crate::Account;
 
 /// Part of every key: a change to how they are made makes new ones.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// Beside the image: what is known of it.
 const CONTENTS: &str = "image.json";
 /// How the names of pointers to them begin. They say the key and, behind a blank, the image's name.
@@ -30,6 +30,8 @@ pub(super) struct Contents {
     pub(super) digest: Option<String>,
     pub(super) platform: Option<String>,
     pub(super) config: ImageConfig,
+    /// Where root is at home.
+    home: String,
 }
 
 /// Where an image comes from.
@@ -85,10 +87,10 @@ pub(super) fn registry(assets: &Assets, oci: &Oci, renew: bool) -> Result<ReadyI
     let progress = &assets.progress;
     let told = progress.step(&format!("look up {name}"), || oci.find(&place))?;
     let contents = Contents {
-        kind: Kind::Registry,
         digest: Some(told.digest.clone()),
         platform: Some(told.platform.clone()),
         config: told.config.clone(),
+        ..Contents::of(Kind::Registry)
     };
     let key = format!("oci-{}.{FORMAT}", told.key);
     keep(assets, &key, &contents, || {
@@ -159,6 +161,7 @@ impl Contents {
             digest: None,
             platform: None,
             config: ImageConfig::default(),
+            home: "/".to_owned(),
         }
     }
 
@@ -210,7 +213,18 @@ fn keep(
     assets.cache.entry("images", key, |directory| {
         let root = root()?;
         let path = directory.join(CONTENTS);
-        let text = serde_json::to_vec_pretty(contents).map_err(std::io::Error::from);
+        let usual = Account::default().home;
+        let has_home = root
+            .get(&usual)
+            .is_some_and(|it| matches!(it.node, Node::Directory(_)));
+        let contents = Contents {
+            home: match has_home {
+                true => usual,
+                false => "/".to_owned(),
+            },
+            ..contents.clone()
+        };
+        let text = serde_json::to_vec_pretty(&contents).map_err(std::io::Error::from);
         text.and_then(|text| fs::write(&path, text))
             .map_err(read_error(&path))?;
         assets.progress.step("write the image", || {
@@ -275,7 +289,10 @@ fn ready(assets: &Assets, key: &str) -> Result<ReadyImage, AssetError> {
     Ok(ReadyImage {
         file: directory.join(FILE),
         languages: Vec::new(),
-        account: Account::default(),
+        account: Account {
+            home: contents.home,
+            ..Account::default()
+        },
         config: contents.config,
         file_system: Some("squashfs"),
         memory_mib: None,

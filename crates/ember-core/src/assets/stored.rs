@@ -84,10 +84,11 @@ pub(super) fn list(assets: &Assets) -> Result<Vec<StoredImage>, AssetError> {
     }
     let mut all = Vec::new();
     for entry in store(assets).list().map_err(CacheError::from)? {
-        let contents = Contents::read(&entry.path)?;
-        let (kind, digest, platform) = match contents {
-            Some(it) => (it.kind, it.digest, it.platform),
-            None => (ImageKind::Pack, None, None),
+        let (kind, digest, platform) = match Contents::read(&entry.path) {
+            Ok(Some(it)) => (it.kind, it.digest, it.platform),
+            Ok(None) => (ImageKind::Pack, None, None),
+            // Another version has written it: it can be removed.
+            Err(_) => (ImageKind::Archive, None, None),
         };
         all.push(StoredImage {
             names: names.remove(&entry.key).unwrap_or_default(),

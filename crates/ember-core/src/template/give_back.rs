@@ -13,7 +13,7 @@ use ember_guest::host::Command;
 use tokio::time::{Instant, sleep};
 
 use crate::blocking::blocking;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::sandbox::Sandbox;
 use crate::sandbox::vm::GuestVm;
 
@@ -36,10 +36,18 @@ pub(super) async fn free_memory(sandbox: &Sandbox) -> Result<(), Error> {
     if !vm.has_balloon() {
         return Ok(());
     }
-    let out = sandbox
-        .exec(Command::new("cat").arg("/proc/meminfo"))
-        .await?;
-    let Some(free) = free_bytes(&out.stdout.to_string_lossy()) else {
+    const FILE: &str = "/proc/meminfo";
+    let show = Command::new("cat").arg(FILE).user("root").current_dir("/");
+    let text = match sandbox.exec(show).await {
+        Ok(output) => output.stdout.to_string_lossy().into_owned(),
+        // An image may have nothing but the one program that it is for.
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let bytes = sandbox.files().as_root().read(FILE).await?;
+            String::from_utf8_lossy(&bytes).into_owned()
+        }
+        Err(error) => return Err(error),
+    };
+    let Some(free) = free_bytes(&text) else {
         return Ok(());
     };
     if let Some(target) = free.checked_sub(RESERVE) {
