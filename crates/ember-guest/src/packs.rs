@@ -81,7 +81,13 @@ pub const RUNNERS: &[Runner] = &[
 
 /// The drivers of sessions that Ember brings. What they and an interpreter's keeper say to each other
 /// is written down in the Python one.
-pub const DRIVERS: &[Runner] = &[Runner {
-    path: "/usr/lib/ember/sessions/python.py",
-    text: include_str!("../packs/sessions/python.py"),
-}];
+pub const DRIVERS: &[Runner] = &[
+    Runner {
+        path: "/usr/lib/ember/sessions/python.py",
+        text: include_str!("../packs/sessions/python.py"),
+    },
+    Runner {
+        path: "/usr/lib/ember/sessions/javascript.js",
+        text: include_str!("../packs/sessions/javascript.js"),
+    },
+];

@@ -286,8 +286,8 @@ impl Session {
     ///
     /// A cell that was running when the clone was made goes on in the clone as well; nothing is heard
     /// of it there, and the next cell waits for its end. [`interrupt`](Self::interrupt) reaches it.
-    /// What is random in the interpreter is made different in the clone before its first cell
-    /// (`docs/clones.md`). Times to live begin anew.
+    /// What is random in the interpreter is made different in the clone before its first cell, as far
+    /// as its language can (`docs/sessions.md`). Times to live begin anew.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidRequest`] for the session's own sandbox, [`ErrorKind::Closed`] if the
