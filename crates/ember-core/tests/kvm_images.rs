@@ -140,7 +140,10 @@ fn a_debian_that_nobody_here_made_runs_unchanged() {
     );
     runtime().block_on(async {
         let builder = Sandbox::builder(Image::archive(&archive)).assets(assets);
-        let sandbox = builder.memory(ByteSize::mib(256)).boot().await.unwrap();
+        let builder = builder
+            .memory(ByteSize::mib(256))
+            .overlay(ByteSize::mib(24));
+        let sandbox = builder.boot().await.unwrap();
         let release = said(&sandbox, ". /etc/os-release; echo $ID $VERSION_CODENAME").await;
         assert!(release.starts_with("debian "), "{release}");
         // Its own package manager finds all of it in its place, and works.
@@ -165,6 +168,13 @@ fn a_debian_that_nobody_here_made_runs_unchanged() {
         assert_eq!(said(&sandbox, "stat -c %U /home/ann/file").await, "ann\n");
         let perl = said(&sandbox, "perl -e 'print join \" \", map { $_ * 7 } 1..6'").await;
         assert_eq!(perl, "7 14 21 28 35 42");
+        // As much can be written as was said.
+        assert_eq!(
+            said(&sandbox, "df --output=size / /tmp | tail -2 | sort -u")
+                .await
+                .trim(),
+            "24576"
+        );
         // Ours is nowhere in it.
         assert_eq!(
             said(&sandbox, "ls -d /ember* /usr/*/*ember* 2>/dev/null || true").await,

@@ -48,6 +48,7 @@ pub struct SandboxBuilder {
     assets: Option<Assets>,
     vcpus: u8,
     memory: Option<ByteSize>,
+    overlay: Option<ByteSize>,
     timeout: Option<Duration>,
     boot_timeout: Duration,
     output_limit: ByteSize,
@@ -78,6 +79,7 @@ impl SandboxBuilder {
             assets: None,
             vcpus: 1,
             memory: None,
+            overlay: None,
             timeout: None,
             boot_timeout: BOOT_TIMEOUT,
             output_limit: OUTPUT_LIMIT,
@@ -100,6 +102,14 @@ impl SandboxBuilder {
     #[must_use]
     pub fn memory(mut self, size: ByteSize) -> Self {
         self.memory = Some(size);
+        self
+    }
+
+    /// How much may be written over the image, in files and what is in `/tmp` together: half of the
+    /// guest's memory, which holds it, if not said.
+    #[must_use]
+    pub fn overlay(mut self, size: ByteSize) -> Self {
+        self.overlay = Some(size);
         self
     }
 
@@ -268,7 +278,7 @@ impl SandboxBuilder {
             built_from: BTreeMap::new(),
         };
         Ok(Prepared {
-            command_line: command_line(&image, self.console.is_some()),
+            command_line: command_line(&image, self.console.is_some(), self.overlay),
             assets,
             kernel,
             image,
@@ -472,7 +482,7 @@ pub(crate) fn random<const N: usize>() -> Result<[u8; N], Error> {
 }
 
 /// The kernel's command line.
-fn command_line(image: &ReadyImage, verbose: bool) -> String {
+fn command_line(image: &ReadyImage, verbose: bool, overlay: Option<ByteSize>) -> String {
     let mut words = vec!["console=ttyS0", "panic=-1", "ember.root=/dev/vda"];
     // A stock kernel spends half its boot, and more in the background, on testing its ciphers.
     words.push("cryptomgr.notests=1");
@@ -485,6 +495,9 @@ fn command_line(image: &ReadyImage, verbose: bool) -> String {
         .file_system
         .map(|kind| format!("ember.rootfstype={kind}"));
     words.extend(file_system.as_deref());
+    // A size of zero would be no bound at all (tmpfs(5)).
+    let overlay = overlay.map(|it| format!("ember.overlay={}k", (it.as_bytes() >> 10).max(1)));
+    words.extend(overlay.as_deref());
     let port = format!("ember.port={AGENT_PORT}");
     words.push(&port);
     words.push("ember.hostname=ember");

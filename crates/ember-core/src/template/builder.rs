@@ -68,6 +68,12 @@ impl TemplateBuilder {
         self.configure(|sandbox| sandbox.memory(size))
     }
 
+    /// How much each may write over the image: see [`SandboxBuilder::overlay`].
+    #[must_use]
+    pub fn overlay(self, size: ByteSize) -> Self {
+        self.configure(|sandbox| sandbox.overlay(size))
+    }
+
     /// Their kernel: the tuned one if it has been built, else the stock one, if not said.
     #[must_use]
     pub fn kernel(self, kernel: Kernel) -> Self {
