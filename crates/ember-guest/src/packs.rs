@@ -90,4 +90,8 @@ pub const DRIVERS: &[Runner] = &[
         path: "/usr/lib/ember/sessions/javascript.js",
         text: include_str!("../packs/sessions/javascript.js"),
     },
+    Runner {
+        path: "/usr/lib/ember/sessions/bash.sh",
+        text: include_str!("../packs/sessions/bash.sh"),
+    },
 ];

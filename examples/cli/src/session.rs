@@ -32,7 +32,8 @@ pub(crate) async fn session(options: &Session, common: &Common) -> Result<ExitCo
             opened = opening => opened?,
             _ = interrupts.recv() => return Ok(ExitCode::from(128 + 2)),
         };
-        let outcome = Repl::new(session, common.json)
+        let is_shell = ["bash", "sh"].iter().any(|it| options.lang.starts_with(it));
+        let outcome = Repl::new(session, common.json, is_shell)
             .read_and_run(&mut interrupts)
             .await;
         sandbox.close().await;
@@ -63,6 +64,8 @@ struct Repl {
     /// A person types.
     is_terminal: bool,
     json: bool,
+    /// Its cells are a shell's.
+    is_shell: bool,
     status: u8,
 }
 
@@ -74,12 +77,13 @@ enum Input {
 }
 
 impl Repl {
-    fn new(session: ember_core::Session, json: bool) -> Self {
+    fn new(session: ember_core::Session, json: bool, is_shell: bool) -> Self {
         Self {
             session,
             lines: BufReader::new(tokio::io::stdin()).lines(),
             is_terminal: io::stdin().is_terminal(),
             json,
+            is_shell,
             status: 0,
         }
     }
@@ -152,7 +156,7 @@ impl Repl {
             }
             cell.push_str(&line);
             cell.push('\n');
-            if !is_open(&cell) {
+            if !is_open(&cell, self.is_shell) {
                 return Ok(Input::Cell(cell));
             }
         }
@@ -182,9 +186,18 @@ impl Repl {
 
 /// Whether there is more of this cell to come: what Python's own prompt asks for more after, and what
 /// other languages write in the same way. A block ends with an empty line.
-fn is_open(cell: &str) -> bool {
+fn is_open(cell: &str, is_shell: bool) -> bool {
     let mut lines = cell.lines().map(str::trim_end);
     let last = lines.clone().next_back().unwrap_or_default();
+    if is_shell {
+        // A word that opens a block, wherever it stands: `for` and `if` are said in one line, too.
+        let opens = |line: &str| {
+            let word = line.rsplit([' ', '\t', ';']).next().unwrap_or_default();
+            matches!(word, "do" | "then" | "else" | "in" | "{" | "(") || line.contains("<<")
+        };
+        let goes_on = ["\\", "&&", "||", "|"].iter().any(|it| last.ends_with(it));
+        return !last.is_empty() && (goes_on || lines.any(opens));
+    }
     let quotes = |mark| cell.matches(mark).count() % 2 == 1;
     if quotes("\"\"\"") || quotes("'''") {
         return true;
@@ -259,7 +272,7 @@ mod tests {
             "x = '''\n a\n'''\n",
             "x = 1 + \\\n  2\n",
         ] {
-            assert!(!is_open(whole), "{whole:?}");
+            assert!(!is_open(whole, false), "{whole:?}");
         }
         for open in [
             "def f():\n",
@@ -269,7 +282,27 @@ mod tests {
             "x = '''\n\n",
             "@cached\n",
         ] {
-            assert!(is_open(open), "{open:?}");
+            assert!(is_open(open, false), "{open:?}");
+        }
+    }
+    #[test]
+    fn a_cell_of_a_shell_is_a_line_or_a_block() {
+        for whole in [
+            "x=1\n",
+            "for i in 1 2; do echo $i; done\n",
+            "f() {\n echo\n}\n\n",
+            "a[1]=:\n",
+        ] {
+            assert!(!is_open(whole, true), "{whole:?}");
+        }
+        for open in [
+            "f() {\n",
+            "for i in 1 2; do\n  echo\n",
+            "echo \\\n",
+            "ls |\n",
+            "cat <<E\nx\n",
+        ] {
+            assert!(is_open(open, true), "{open:?}");
         }
     }
 }

@@ -141,8 +141,10 @@ impl SandboxBuilder {
         self
     }
 
-    /// How much of each output is kept where output is collected: 16 MiB if not said. Streams have
-    /// no limit.
+    /// How much is kept of what is written where it is collected: 16 MiB if not said. Of a command,
+    /// that is each of its outputs, and what is more is dropped; of a [program](Sandbox::run), both
+    /// together, and one that writes more is ended, unless its own [`Limits`](crate::Limits) say how
+    /// much it may write. Streams have no limit.
     #[must_use]
     pub fn output_limit(mut self, limit: ByteSize) -> Self {
         self.output_limit = limit;

@@ -92,7 +92,9 @@ impl TemplateBuilder {
         self.configure(|sandbox| sandbox.timeout(timeout))
     }
 
-    /// How much of each output is kept where output is collected: 16 MiB if not said.
+    /// How much is kept of what is written where it is collected: 16 MiB if not said. Of a command,
+    /// that is each of its outputs; of a program, both together, as
+    /// [`SandboxBuilder::output_limit`](crate::SandboxBuilder::output_limit) says.
     #[must_use]
     pub fn output_limit(self, limit: ByteSize) -> Self {
         self.configure(|sandbox| sandbox.output_limit(limit))

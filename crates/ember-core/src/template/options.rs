@@ -74,7 +74,9 @@ impl ForkOptions {
         self
     }
 
-    /// How much of each output is kept where output is collected.
+    /// How much is kept of what is written where it is collected: of a command, that is each of its
+    /// outputs; of a program, both together, as
+    /// [`SandboxBuilder::output_limit`](crate::SandboxBuilder::output_limit) says.
     #[must_use]
     pub fn output_limit(mut self, limit: ByteSize) -> Self {
         self.output_limit = Some(limit);
