@@ -8,6 +8,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use ember_core::{ByteSize, Image, Kernel, Placement};
 
+use crate::copy::InImage;
 use crate::transfer::Transfer;
 
 const AFTER_HELP: &str = "\
@@ -87,6 +88,8 @@ pub(crate) enum Task {
     Session(Session),
     /// Open a shell in a new guest.
     Shell(Shell),
+    /// Copy a file or directory of an image out to this host.
+    Cp(Copy),
     /// Clone a running guest, and run a command in each of the clones.
     Fork(Fork),
     /// Templates: guests that were booted once, and are cloned from then on.
@@ -200,6 +203,20 @@ pub(crate) struct Transfers {
     /// out. Without HOST it keeps its name, here. Can be given several times.
     #[arg(long, value_name = "GUEST[:HOST]", value_parser = transfer_parser())]
     pub(crate) get: Vec<Transfer>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Copy {
+    /// What is copied: `debian:12:/etc/os-release`, `./rootfs.tar:/usr/share/doc`. IMAGE is as for
+    /// --image. If PATH has `*`, `?` or `[..]` in it, or `**` for any number of directories, all that
+    /// matches is put into the directory HOST, under its path.
+    #[arg(value_name = "IMAGE:/PATH", value_parser = in_image_parser())]
+    pub(crate) from: InImage,
+    /// Where it is put: a file gets this name, or keeps its own in a directory that is there or that
+    /// ends in a slash; what is in a directory is put into this one. Nothing is written outside of it, and
+    /// links that lead out of it are left out.
+    #[arg(value_name = "HOST")]
+    pub(crate) to: OsString,
 }
 
 #[derive(Debug, Args)]
@@ -330,6 +347,10 @@ pub(crate) struct Prepare {
     /// Also write the initramfs that guests start from to FILE.
     #[arg(long, value_name = "FILE")]
     pub(crate) initramfs: Option<PathBuf>,
+}
+
+fn in_image_parser() -> impl TypedValueParser<Value = InImage> {
+    OsStringValueParser::new().try_map(|text| InImage::parse(&text))
 }
 
 fn transfer_parser() -> impl TypedValueParser<Value = Transfer> {

@@ -3,6 +3,7 @@
 
 mod arguments;
 mod bench;
+mod copy;
 mod doctor;
 mod exec;
 mod figures;
@@ -47,6 +48,7 @@ fn perform(arguments: &Arguments) -> Result<ExitCode> {
         Task::Exec(options) => runtime.block_on(exec::exec(options, common)),
         Task::Session(options) => runtime.block_on(session::session(options, common)),
         Task::Shell(options) => runtime.block_on(shell::shell(options, common)),
+        Task::Cp(options) => runtime.block_on(copy::copy(options, common)),
         Task::Fork(options) => runtime.block_on(fork::fork(options, common)),
         Task::Template(action) => runtime.block_on(template::template(action, common)),
         Task::Lang(action) => lang::lang(action, common),

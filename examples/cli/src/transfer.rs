@@ -73,7 +73,12 @@ pub(crate) async fn get(
     Ok(())
 }
 
-async fn get_one(files: &Files<'_>, from: &Path, to: Option<&OsStr>) -> Result<(), Error> {
+/// Copies one thing out, or all that matches, if it is a pattern.
+pub(crate) async fn get_one(
+    files: &Files<'_>,
+    from: &Path,
+    to: Option<&OsStr>,
+) -> Result<(), Error> {
     let is_pattern = from
         .as_os_str()
         .as_bytes()
@@ -93,7 +98,7 @@ async fn get_one(files: &Files<'_>, from: &Path, to: Option<&OsStr>) -> Result<(
 }
 
 /// What is wrong with a file is not what the exit status says of a program.
-fn plain(error: Error) -> anyhow::Error {
+pub(crate) fn plain(error: Error) -> anyhow::Error {
     anyhow::anyhow!("{:#}", anyhow::Error::from(error))
 }
 

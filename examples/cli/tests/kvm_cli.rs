@@ -163,6 +163,37 @@ fn files_go_in_before_and_come_out_after() {
 }
 
 #[test]
+fn files_come_out_of_an_image() {
+    let directory = tempfile::tempdir().unwrap();
+    let here = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let copy = |from: &str, to: &str| ember(&["cp", from, to]).output().unwrap();
+    fs::create_dir(here("in")).unwrap();
+    for (from, to) in [
+        ("python:/etc/passwd", here("file")),
+        ("python:/etc/passwd", here("in")),
+        ("python:/etc/pass*", here("found")),
+    ] {
+        let output = copy(from, &to);
+        assert!(output.status.success(), "{from}: {output:?}");
+    }
+    let passwd = fs::read_to_string(here("file")).unwrap();
+    assert!(passwd.contains("/home/user"), "{passwd}");
+    assert_eq!(fs::read_to_string(here("in/passwd")).unwrap(), passwd);
+    assert_eq!(
+        fs::read_to_string(here("found/etc/passwd")).unwrap(),
+        passwd
+    );
+
+    let output = copy("python:/no/such", &here("none"));
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    assert!(text(&output.stderr).contains("/no/such"), "{output:?}");
+    // Into an image nothing is copied, and it is said how else.
+    let output = copy(&here("file"), "python:/etc/passwd");
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(text(&output.stderr).contains("--put"), "{output:?}");
+}
+
+#[test]
 fn an_unknown_language_is_refused_with_the_list() {
     let output = ember(&["run", "--lang", "cobol", "-c", "x"])
         .output()
@@ -503,6 +534,11 @@ fn a_session_keeps_its_variables_in_a_pipe() {
     assert_eq!(cells[2]["value"]["text/plain"], "1");
     assert_eq!(cells[3]["verdict"], "ended");
     assert_eq!(output.status.code(), Some(3));
+
+    let cells = b"x=6\nfor i in 7 8; do\n  echo $((x * i))\ndone\n\ncd /etc\npwd\nexit 5\n";
+    let output = with_input(&["session", "--lang", "bash"], cells);
+    assert_eq!(text(&output.stdout), "42\n48\n/etc\n", "{output:?}");
+    assert_eq!(output.status.code(), Some(5));
 }
 
 #[test]
