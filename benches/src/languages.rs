@@ -1,15 +1,13 @@
 //! Languages: a first program, in a guest that is booted for it and in a clone.
 
-use std::fs::File;
-use std::io;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use ember_core::{Assets, Code, Image, Kernel, Sandbox, Template, Verdict};
+use ember_core::{Code, Image, Kernel, Sandbox, Template, Verdict};
 use tokio::runtime::Runtime;
 
 use crate::figure::Figure;
-use crate::sandbox::ms_since;
+use crate::sandbox::{ms_since, read_ahead};
 
 /// Compilers take seconds, of a clock by which a second takes a minute.
 const SAMPLES: usize = 3;
@@ -43,10 +41,7 @@ async fn answered(sandbox: &Sandbox, language: &str, start: Instant) -> Result<f
 pub(crate) fn measure(runtime: &Runtime, language: &str) -> Result<Vec<Figure>> {
     runtime.block_on(async {
         let image = Image::pack(language);
-        // The cache may be on a file system that another machine serves. An instruction clock jumps
-        // while such a one is waited for, and it is not if all of the image is in memory.
-        let mut file = File::open(Assets::of_user()?.image(&image)?.file)?;
-        io::copy(&mut file, &mut io::sink())?;
+        read_ahead(&image)?;
         let start = Instant::now();
         let sandbox = Sandbox::builder(image.clone())
             .kernel(Kernel::tuned())

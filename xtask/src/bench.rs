@@ -52,8 +52,8 @@ pub(crate) fn run(names: &[String]) -> Result<u8> {
                 figures.extend(measured);
             }
             Err(error) => {
-                say!("{}: {error:#}", group.join(", "));
-                failed.extend(group);
+                say!("{}: {error:#}", group.names.join(", "));
+                failed.extend(group.names);
             }
         }
     }
@@ -70,11 +70,11 @@ pub(crate) fn run(names: &[String]) -> Result<u8> {
 /// The figures of one group, measured in a lab of their own.
 ///
 /// QEMU's nested virtualization can deliver an interrupt twice, after which a guest stands still or
-/// dies; what keeps it from doing so elsewhere would be in the figures (docs/lab.md). So a group that
-/// fails or comes to no end is measured again.
-fn measure(benches: &Path, group: &[String]) -> Result<Vec<Value>> {
+/// dies; what keeps it from doing so is in the figures of the groups that ask for it (docs/lab.md). One
+/// of the others that fails or comes to no end is measured again.
+fn measure(benches: &Path, group: &Group) -> Result<Vec<Value>> {
     let mut command = vec![benches.as_os_str().to_owned()];
-    command.extend(group.iter().map(Into::into));
+    command.extend(group.names.iter().map(Into::into));
     let job = Job {
         command,
         directory: dirs::workspace(),
@@ -83,6 +83,7 @@ fn measure(benches: &Path, group: &[String]) -> Result<Vec<Value>> {
     };
     let machine = Machine {
         icount: true,
+        guard: group.is_guarded,
         timeout: GROUP_SECONDS,
         ..Machine::default()
     };
@@ -105,23 +106,38 @@ fn measure(benches: &Path, group: &[String]) -> Result<Vec<Value>> {
     }
 }
 
-/// The groups that the benches have, and whether each is measured if nobody names it.
-fn list(benches: &Path) -> Result<Vec<(bool, Vec<String>)>> {
+/// Figures that are measured together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Group {
+    names: Vec<String>,
+    /// Whether they are measured if nobody names them.
+    is_usual: bool,
+    /// Whether the lab guards its VMs.
+    is_guarded: bool,
+}
+
+impl Group {
+    fn parse(line: &str) -> Option<Self> {
+        let mut words = line.split(' ');
+        let mut flag = || words.next()?.parse().ok();
+        let (is_usual, is_guarded) = (flag()?, flag()?);
+        let names: Vec<_> = words.map(str::to_owned).collect();
+        (!names.is_empty()).then_some(Self {
+            names,
+            is_usual,
+            is_guarded,
+        })
+    }
+}
+
+/// The groups that the benches have.
+fn list(benches: &Path) -> Result<Vec<Group>> {
     let listed = Command::new(benches)
         .arg("--list")
         .output()
         .with_context(|| format!("running {}", benches.display()))?;
     let text = String::from_utf8_lossy(&listed.stdout);
-    let groups: Vec<_> = text
-        .lines()
-        .filter_map(|line| {
-            let (is_usual, names) = line.split_once(' ')?;
-            Some((
-                is_usual == "true",
-                names.split(' ').map(str::to_owned).collect(),
-            ))
-        })
-        .collect();
+    let groups: Vec<_> = text.lines().filter_map(Group::parse).collect();
     if groups.is_empty() {
         bail!("{} has no figures", benches.display());
     }
@@ -129,8 +145,8 @@ fn list(benches: &Path) -> Result<Vec<(bool, Vec<String>)>> {
 }
 
 /// The groups that have one of `names`, or the usual ones if there are none.
-fn chosen(groups: &[(bool, Vec<String>)], names: &[String]) -> Result<Vec<Vec<String>>> {
-    let known: Vec<&String> = groups.iter().flat_map(|(_, group)| group).collect();
+fn chosen(groups: &[Group], names: &[String]) -> Result<Vec<Group>> {
+    let known: Vec<&String> = groups.iter().flat_map(|group| &group.names).collect();
     if let Some(unknown) = names.iter().find(|name| !known.contains(name)) {
         let known: Vec<&str> = known.into_iter().map(String::as_str).collect();
         bail!(
@@ -138,12 +154,11 @@ fn chosen(groups: &[(bool, Vec<String>)], names: &[String]) -> Result<Vec<Vec<St
             known.join(", ")
         );
     }
-    let is_wanted = |(is_usual, group): &&(bool, Vec<String>)| match names {
-        [] => *is_usual,
-        names => group.iter().any(|name| names.contains(name)),
+    let is_wanted = |group: &&Group| match names {
+        [] => group.is_usual,
+        names => group.names.iter().any(|name| names.contains(name)),
     };
-    let wanted = groups.iter().filter(is_wanted);
-    Ok(wanted.map(|(_, group)| group.clone()).collect())
+    Ok(groups.iter().filter(is_wanted).cloned().collect())
 }
 
 /// Standard output, one JSON object a line; what is not one is shown.

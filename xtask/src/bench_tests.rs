@@ -60,25 +60,23 @@ fn the_table_has_a_row_a_figure() {
 
 #[test]
 fn groups_are_measured_whole_and_large_ones_when_they_are_named() {
-    let group = |is_usual, names: &[&str]| {
-        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        (is_usual, names)
-    };
+    let group = |line: &str| Group::parse(line).unwrap();
     let groups = [
-        group(true, &["boot.agent"]),
-        group(true, &["fork.object.cold", "fork.reply.cold"]),
-        group(false, &["language.go.cold"]),
+        group("true false boot.agent"),
+        group("true false fork.object.cold fork.reply.cold"),
+        group("false true language.go.cold"),
     ];
+    assert_eq!(groups[1].names, ["fork.object.cold", "fork.reply.cold"]);
+    assert!(groups[2].is_guarded && !groups[2].is_usual);
+    assert_eq!(Group::parse("true false"), None);
+    assert_eq!(Group::parse("boot.agent"), None);
     let names = |names: &[&str]| {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         chosen(&groups, &names)
     };
-    assert_eq!(
-        names(&[]).unwrap(),
-        [groups[0].1.clone(), groups[1].1.clone()]
-    );
-    assert_eq!(names(&["fork.reply.cold"]).unwrap(), [groups[1].1.clone()]);
-    assert_eq!(names(&["language.go.cold"]).unwrap(), [groups[2].1.clone()]);
+    assert_eq!(names(&[]).unwrap(), groups[..2]);
+    assert_eq!(names(&["fork.reply.cold"]).unwrap(), groups[1..2]);
+    assert_eq!(names(&["language.go.cold"]).unwrap(), groups[2..]);
     let error = names(&["fork.lukewarm"]).unwrap_err().to_string();
     assert!(
         error.contains("fork.lukewarm") && error.contains("boot.agent"),

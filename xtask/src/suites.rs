@@ -100,6 +100,8 @@ pub(crate) struct Report {
     pub(crate) failures: Vec<String>,
     /// Names of what was marked to be ignored.
     pub(crate) ignored: Vec<String>,
+    /// What took long, with its seconds.
+    pub(crate) slow: Vec<(String, u64)>,
 }
 
 impl Report {
@@ -108,6 +110,7 @@ impl Report {
         self.failed += other.failed;
         self.failures.extend(other.failures);
         self.ignored.extend(other.ignored);
+        self.slow.extend(other.slow);
     }
 
     /// One thing that passed or not, such as the format check.
@@ -121,7 +124,7 @@ impl Report {
             passed: passed.into(),
             failed: (!passed).into(),
             failures,
-            ignored: Vec::new(),
+            ..Self::default()
         }
     }
 
@@ -131,6 +134,7 @@ impl Report {
             "failed": self.failed,
             "failures": self.failures,
             "ignored": self.ignored,
+            "slow": self.slow,
         })
     }
 
@@ -147,6 +151,7 @@ impl Report {
             failed: value["failed"].as_u64()?,
             failures: names(&value["failures"])?,
             ignored: names(&value["ignored"])?,
+            slow: serde_json::from_value(value["slow"].clone()).ok()?,
         })
     }
 }
@@ -186,7 +191,7 @@ fn start(suite: &Suite) -> Result<Child> {
 }
 
 fn follow(suite: &Suite, mut child: Child, out: &mut dyn Write) -> Result<Report> {
-    let mut lines = Lines::default();
+    let mut lines = Lines::begun_now();
     let status = watch(suite.limit, &mut child, &mut lines, out);
     let mut report = lines.report(&suite.name);
     match status {
@@ -256,6 +261,9 @@ fn watch(
     }
 }
 
+/// A test that takes longer is worth a line at the end.
+const SLOW: Duration = Duration::from_secs(20);
+
 /// What libtest prints, line by line.
 #[derive(Debug, Default)]
 pub(crate) struct Lines {
@@ -267,9 +275,19 @@ pub(crate) struct Lines {
     has_result: bool,
     /// A name whose verdict comes on another line, after what the test printed.
     open: Option<String>,
+    /// When the last test ended, or the first began; of use where they run one after another.
+    since: Option<Instant>,
+    slow: Vec<(String, u64)>,
 }
 
 impl Lines {
+    fn begun_now() -> Self {
+        Self {
+            since: Some(Instant::now()),
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn take(&mut self, line: &str) {
         let line = line.trim_end();
         if let Some(totals) = line.strip_prefix("test result: ") {
@@ -298,6 +316,13 @@ impl Lines {
             self.ignored.push(name.to_owned());
         } else if verdict != "ok" {
             self.open = Some(name.to_owned());
+            return;
+        }
+        if let Some(since) = self.since.replace(Instant::now()) {
+            let took = since.elapsed();
+            if took >= SLOW {
+                self.slow.push((name.to_owned(), took.as_secs()));
+            }
         }
     }
 
@@ -308,6 +333,11 @@ impl Lines {
             failed: self.failed,
             failures: full(&self.failures),
             ignored: full(&self.ignored),
+            slow: self
+                .slow
+                .iter()
+                .map(|(name, seconds)| (format!("{suite} {name}"), *seconds))
+                .collect(),
         }
     }
 }

@@ -390,8 +390,14 @@ impl Steps {
         }
     }
 
-    fn finish(self, selection: &Selection) -> u8 {
+    fn finish(mut self, selection: &Selection) -> u8 {
         println!();
+        self.total
+            .slow
+            .sort_unstable_by_key(|(_, seconds)| std::cmp::Reverse(*seconds));
+        for (name, seconds) in &self.total.slow {
+            println!("{seconds:6} s    {name}");
+        }
         for (name, seconds) in &self.times {
             println!("{seconds:8.1} s  {name}");
         }

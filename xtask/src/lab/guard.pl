@@ -60,6 +60,27 @@ sub load {
     return call("loading a program", $SYS_BPF, $PROG_LOAD, $attributes, length $attributes);
 }
 
+# It lasts as long as a process has it open, and mapped: mappings of perf's are not inherited, so it is
+# the child that makes all of it. The parent ends when that is done, or says that it is not.
+pipe(my $done, my $told) or die "pipe: $!\n";
+my $child = fork();
+die "fork: $!\n" unless defined $child;
+if ($child) {
+    close $told;
+    # Its end comes when all is in place, or the child has died and has said why.
+    my $end = <$done>;
+    exit(defined $end ? 0 : 1);
+}
+
+# Perf gives up on an event that samples more often than this until the next tick, and lowers the bound
+# by itself where samples take long (admin-guide/sysctl/kernel.rst). Each is needed. In this order: the
+# second one ends the first one's being writable.
+for (["perf_event_max_sample_rate", 100_000_000], ["perf_cpu_time_max_percent", 0]) {
+    my ($name, $value) = @$_;
+    open my $file, ">", "/proc/sys/kernel/$name" or die "$name: $!\n";
+    print $file "$value\n" and close $file or die "$name: $!\n";
+}
+
 my %programs = (kvm_inj_virq => load($mark), kvm_entry => load($take));
 my $cpus = () = glob("/sys/devices/system/cpu/cpu[0-9]*");
 for my $cpu (0 .. $cpus - 1) {
@@ -70,10 +91,11 @@ for my $cpu (0 .. $cpus - 1) {
         my $perf = call("opening $event", $SYS_PERF_EVENT_OPEN, $attributes, -1, $cpu, -1, $PERF_FLAG_FD_CLOEXEC);
         # Two pages that it may only read: the newest overwrite the oldest, and no one reads them.
         call("mapping $event", $SYS_MMAP, 0, 8192, $PROT_READ, $MAP_SHARED, $perf, 0);
-        call("attaching to $event", $SYS_IOCTL, $perf, $PERF_EVENT_IOC_SET_BPF, $programs{$event});
+        # A program is the tracepoint's, whichever event brings it: a second time is refused.
+        call("attaching to $event", $SYS_IOCTL, $perf, $PERF_EVENT_IOC_SET_BPF, $programs{$event}) if $cpu == 0;
     }
 }
-# It lasts as long as a process has it open.
-my $child = fork();
-die "fork: $!\n" unless defined $child;
-sleep while $child == 0;
+print $told "in place\n" and close $told or die "telling: $!\n";
+open STDOUT, ">", "/dev/null";
+open STDERR, ">", "/dev/null";
+sleep while 1;

@@ -36,6 +36,10 @@ pub(crate) struct Machine {
     /// The deterministic clock: time is the number of instructions executed, 1 ns each; one CPU
     #[arg(long)]
     pub(crate) icount: bool,
+    /// Guard VMs against QEMU's faults under that clock too, which adds some microseconds for each
+    /// interrupt that a VM gets (docs/lab.md)
+    #[arg(long, requires = "icount")]
+    pub(crate) guard: bool,
     /// CPUs of the lab
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) cpus: u8,
@@ -51,6 +55,7 @@ impl Default for Machine {
     fn default() -> Self {
         Self {
             icount: false,
+            guard: false,
             cpus: 1,
             memory: None,
             timeout: DEFAULT_TIMEOUT,
@@ -98,7 +103,8 @@ pub(crate) fn run(machine: &Machine, job: &Job, output: &mut dyn Output) -> Resu
     dirs::create(&out)?;
 
     let in_tmp = job.directory.starts_with("/tmp");
-    let initramfs = qemu::initramfs(&image.initramfs, run.path(), &out, !in_tmp, !machine.icount)?;
+    let guard = machine.guard || !machine.icount;
+    let initramfs = qemu::initramfs(&image.initramfs, run.path(), &out, !in_tmp, guard)?;
     let qemu = qemu::Qemu {
         kernel: &image.kernel,
         initramfs: &initramfs,

@@ -17,7 +17,7 @@ use crate::cpio::Archive;
 use crate::debian::quote;
 
 /// Keeps VMs in the lab from getting interrupts twice. It costs each injected interrupt one more exit,
-/// so there is none under the deterministic clock, whose figures it would be part of.
+/// so there is none under the deterministic clock unless it is asked for: it is part of the figures.
 const GUARD: &str = include_str!("guard.pl");
 
 /// What one lab may come to use of the machine's memory when several run, in MiB.

@@ -16,6 +16,7 @@ fn memory_follows_the_machine_within_bounds() {
 
 fn arguments(icount: bool) -> String {
     let machine = Machine {
+        guard: false,
         icount,
         cpus: 3,
         memory: Some(2048),

@@ -6,6 +6,7 @@ mod balloon;
 mod clones;
 mod disk;
 mod identity;
+mod lab;
 mod machine;
 mod matrix;
 mod network;
