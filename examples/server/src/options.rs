@@ -101,7 +101,8 @@ pub struct Options {
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration,
           help_heading = "Limits")]
     pub drain_timeout: Duration,
-    /// How much of each output of a program is returned, in KiB. One that writes more is ended.
+    /// How much output of a program is returned, in KiB, on both streams together. One that writes
+    /// more is ended.
     #[arg(long, value_name = "KIB", default_value = "1024", value_parser = kibibytes,
           help_heading = "Limits")]
     pub output_limit: ByteSize,

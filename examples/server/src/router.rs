@@ -52,6 +52,9 @@ pub(crate) fn router(app: Shared) -> Router {
 
 /// Counts and logs every request, those too whose client goes away before it is answered: then this
 /// future is dropped.
+/// How much of a path is worth a place in the log, which anybody can fill.
+const LOGGED: usize = 200;
+
 async fn watch(
     State(app): State<Shared>,
     path: Option<MatchedPath>,
@@ -62,7 +65,7 @@ async fn watch(
     let route = path.as_ref().map_or("none", MatchedPath::as_str);
     let route = format!("{} {route}", method(&request));
     let mut seen = Seen {
-        path: request.uri().path().to_owned(),
+        path: request.uri().path().chars().take(LOGGED).collect(),
         route,
         app,
         begun: Instant::now(),

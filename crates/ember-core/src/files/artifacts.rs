@@ -11,9 +11,15 @@ use ember_guest::archive::{self, Caps, Links, read_each, unpack};
 use ember_guest::protocol::{FileEntry, FileKind};
 
 use super::trees::{Copied, directory, left_out_of, of_archive, pack};
-use super::{BUFFER, Files};
+use super::{BUFFER, ENTRIES, Files};
 use crate::blocking::blocking;
 use crate::error::{Error, ErrorKind};
+
+/// An archive in memory bounds its bytes, not how many files it has or names.
+const CAPS: Caps = Caps {
+    bytes: u64::MAX,
+    entries: ENTRIES,
+};
 
 /// Which files of a program are to be collected after its end.
 #[derive(Debug, Clone)]
@@ -147,7 +153,8 @@ impl Artifacts {
     /// the beginning.
     ///
     /// # Errors
-    /// [`ErrorKind::Damaged`] if it is no archive that may be.
+    /// [`ErrorKind::Damaged`] if it is no archive that may be, [`ErrorKind::TooLarge`] if it has more
+    /// than 100,000 files.
     pub fn list(&self) -> Result<Vec<FileEntry>, Error> {
         let mut entries = Vec::new();
         self.each(|member, _| {
@@ -194,7 +201,7 @@ impl Artifacts {
         let host = host.as_ref().to_owned();
         blocking("unpacking artifacts", move || {
             let directory = directory(&host)?;
-            let done = unpack(directory.as_fd(), tar.as_slice(), Caps::NONE, Links::Inside)
+            let done = unpack(directory.as_fd(), tar.as_slice(), CAPS, Links::Inside)
                 .map_err(|error| of_archive("unpack the artifacts", &error))?;
             Ok(Copied {
                 entries: done.entries,
@@ -209,7 +216,7 @@ impl Artifacts {
         &self,
         look: impl FnMut(archive::Member, &mut dyn Read) -> std::io::Result<bool>,
     ) -> Result<(), Error> {
-        read_each(self.tar.as_slice(), Caps::NONE, look)
+        read_each(self.tar.as_slice(), CAPS, look)
             .map_err(|error| of_archive("read the artifacts", &error))
     }
 }

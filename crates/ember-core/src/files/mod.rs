@@ -10,7 +10,7 @@ mod request;
 mod trees;
 mod watch;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
@@ -273,7 +273,9 @@ impl Files<'_> {
     pub async fn list(&self, path: impl AsRef<Path>) -> Result<Vec<FileEntry>, Error> {
         let path = bytes(path.as_ref());
         let most = self.entries;
-        let mut entries = self.entries_of(FileRequest::List { path, most }).await?;
+        let mut entries = self
+            .entries_of(FileRequest::List { path, most }, most)
+            .await?;
         entries.sort_by(|one, other| one.name.cmp(&other.name));
         Ok(entries)
     }
@@ -288,7 +290,8 @@ impl Files<'_> {
 
     async fn stat_of(&self, path: &Path, follow: bool) -> Result<FileEntry, Error> {
         let path = bytes(path);
-        let found = self.entries_of(FileRequest::Stat { path, follow }).await?;
+        let request = FileRequest::Stat { path, follow };
+        let found = self.entries_of(request, 1).await?;
         let mut found = found.into_iter();
         found.next().ok_or_else(|| {
             let message = "the guest's agent did not say what it was asked of a file";
@@ -296,7 +299,9 @@ impl Files<'_> {
         })
     }
 
-    async fn entries_of(&self, request: FileRequest) -> Result<Vec<FileEntry>, Error> {
+    async fn entries_of(&self, request: FileRequest, most: u64) -> Result<Vec<FileEntry>, Error> {
+        let bytes = self.memory_bytes();
+        let mut taken = 0_u64;
         let mut running = self.start(request).await?;
         let mut records = FileRecords::default();
         let mut entries = Vec::new();
@@ -309,8 +314,14 @@ impl Files<'_> {
             records.feed(buffer.get(..count).unwrap_or(&buffer));
             while let Some(entry) = records.next_entry().map_err(malformed)? {
                 // The guest was told, and need not have listened.
-                if entries.len() as u64 >= self.entries {
-                    return Err(running.too_many(self.entries));
+                if entries.len() as u64 >= most {
+                    return Err(running.too_many(most));
+                }
+                let target = entry.target.as_deref().map(Path::as_os_str);
+                let text = entry.name.len() + target.map_or(0, OsStr::len);
+                taken += (size_of::<FileEntry>() + text) as u64;
+                if taken > bytes {
+                    return Err(running.too_large(bytes));
                 }
                 entries.push(entry);
             }

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 
-use super::patience::Patient;
+use super::patience::{Patient, Wanted};
 use super::{Files, Who};
 use crate::error::{Error, ErrorKind};
 use crate::sandbox::Guest;
@@ -27,6 +27,8 @@ pub(super) struct Running {
     guest: Arc<Guest>,
     stdin: Option<Patient<ProcessStdin>>,
     stdout: Option<Patient<ProcessOutput>>,
+    /// Dropped, the streams fail, whoever reads or writes them.
+    _wanted: [Option<Wanted>; 2],
     notes: JoinHandle<Vec<u8>>,
     what: String,
     patience: Duration,
@@ -64,11 +66,16 @@ impl Running {
                 None => Vec::new(),
             }
         });
+        let stdin = stdin.map(|it| Patient::new(it, files.patience));
+        let stdout = stdout.map(|it| Patient::new(it, files.patience));
+        let (stdin, of_stdin) = stdin.unzip();
+        let (stdout, of_stdout) = stdout.unzip();
         Ok(Self {
             process,
             guest,
-            stdin: stdin.map(|it| Patient::new(it, files.patience)),
-            stdout: stdout.map(|it| Patient::new(it, files.patience)),
+            stdin,
+            stdout,
+            _wanted: [of_stdin, of_stdout],
             notes,
             what,
             patience: files.patience,

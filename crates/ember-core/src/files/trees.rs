@@ -228,13 +228,8 @@ impl Files<'_> {
         let mut input = BlockingReader::new(stdout);
         let target = host.clone();
         let copied = blocking("writing a file", move || {
-            let made = fs::OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(mode & 0o777)
-                .open(&target);
-            let mut file = made.map_err(|error| of_host("make", &target, error))?;
+            let mut file =
+                replace(&target, mode).map_err(|error| of_host("make", &target, error))?;
             let mut buffer = vec![0; BUFFER];
             let mut total = 0;
             loop {
@@ -379,6 +374,26 @@ pub(super) fn pack(path: &Path, caps: Caps, lenient: bool, patterns: Vec<Vec<u8>
     }
 }
 
+/// A new file in the place of one that is there, or of a link, which is not followed. What is neither,
+/// a pipe or a terminal, is written to.
+fn replace(path: &Path, mode: u32) -> io::Result<File> {
+    let mut options = fs::OpenOptions::new();
+    options.write(true).mode(mode & 0o777);
+    // O_NOFOLLOW: nor is a link that comes between the look and the opening.
+    options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
+    match fs::symlink_metadata(path) {
+        Ok(found) if found.is_file() || found.is_symlink() => {
+            fs::remove_file(path)?;
+            options.create_new(true).open(path)
+        }
+        Ok(_) => options.open(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            options.create_new(true).open(path)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// The directory `path` of the host, made if it is not there.
 pub(super) fn directory(path: &Path) -> Result<File, Error> {
     fs::create_dir_all(path)
@@ -389,7 +404,11 @@ pub(super) fn directory(path: &Path) -> Result<File, Error> {
 /// What was left out, and why.
 pub(super) fn left_out_of(notes: Vec<FileNote>) -> impl Iterator<Item = (String, String)> {
     let left_out = notes.into_iter().filter_map(|note| match note {
-        FileNote::LeftOut { path, why } => Some((super::request::shown(&path), why)),
+        FileNote::LeftOut { path, why } => {
+            let path = super::request::shown(&path);
+            // One of the few that there are: a guest may say anything.
+            Some((path, archive::LeftOut::named(&why)?.name().to_owned()))
+        }
         _ => None,
     });
     left_out.take(MAX_TOLD)

@@ -441,6 +441,8 @@ del message
 # What is there now is left alone by the collector, and so stays shared with the spares.
 gc.collect()
 gc.freeze()
+# Where its programs may write: nothing is imported from there before they are confined.
+sys.path[0] = os.path.dirname(os.__file__)
 send(control, READY)
 
 work = serve(control)

@@ -148,7 +148,8 @@ impl Error {
 
 /// A path for people.
 fn shown(path: &[u8]) -> String {
-    String::from_utf8_lossy(path.get(..256).unwrap_or(path)).into_owned()
+    let text = String::from_utf8_lossy(path.get(..256).unwrap_or(path));
+    text.chars().filter(|c| !c.is_control()).collect()
 }
 
 /// How paths in a tree are followed: nowhere else, and through no link.

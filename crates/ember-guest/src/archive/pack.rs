@@ -374,11 +374,17 @@ impl<W: Write, L: FnMut(&[u8], LeftOut) -> io::Result<()>> Packer<W, L> {
         }
         let size = u64::try_from(found.st_size).unwrap_or(0);
         if self.has_room(path, size)? {
-            let contents = Exactly {
+            let mut contents = Exactly {
                 file: std::fs::File::from(file),
                 left: size,
+                failure: None,
             };
-            self.append(header(&found, EntryType::Regular, size), path, contents)?;
+            let header = header(&found, EntryType::Regular, size);
+            let appended = self.append(header, path, &mut contents);
+            if let Some(error) = contents.failure {
+                return Err(Error::file("read", path, error));
+            }
+            appended?;
         }
         Ok(())
     }
@@ -471,6 +477,8 @@ fn header(found: &Stat, kind: EntryType, size: u64) -> Header {
 pub(super) struct Exactly<R> {
     pub(super) file: R,
     pub(super) left: u64,
+    /// Why it could not be read, which is not the archive's fault.
+    pub(super) failure: Option<io::Error>,
 }
 
 impl<R: Read> Read for Exactly<R> {
@@ -479,12 +487,17 @@ impl<R: Read> Read for Exactly<R> {
         let room = room.min(buffer.len());
         let buffer = &mut buffer[..room];
         let count = match self.file.read(buffer) {
-            // It has become shorter, or cannot be read here.
-            Ok(0) | Err(_) => {
+            // It has become shorter.
+            Ok(0) => {
                 buffer.fill(0);
                 room
             }
             Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(error),
+            Err(error) => {
+                self.failure = Some(error);
+                return Err(io::ErrorKind::InvalidData.into());
+            }
         };
         self.left -= count as u64;
         Ok(count)

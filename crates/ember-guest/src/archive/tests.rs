@@ -599,11 +599,55 @@ fn what_does_not_fit_is_an_error_or_left_out() {
 fn a_file_that_shrinks_keeps_its_announced_length() {
     let all = |file: &[u8], left| {
         let mut all = Vec::new();
-        pack::Exactly { file, left }.read_to_end(&mut all).unwrap();
+        let failure = None;
+        let mut file = pack::Exactly {
+            file,
+            left,
+            failure,
+        };
+        file.read_to_end(&mut all).unwrap();
         all
     };
     assert_eq!(all(b"abc", 5), b"abc\0\0");
     assert_eq!(all(b"abcdef", 4), b"abcd");
+}
+
+/// It is not made up with zeroes.
+#[test]
+fn a_file_that_cannot_be_read_is_told() {
+    struct Broken;
+    impl Read for Broken {
+        fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
+            Err(std::io::Error::from_raw_os_error(5))
+        }
+    }
+    let mut file = pack::Exactly {
+        file: Broken,
+        left: 5,
+        failure: None,
+    };
+    assert!(file.read_to_end(&mut Vec::new()).is_err());
+    assert_eq!(file.failure.unwrap().raw_os_error(), Some(5));
+}
+
+/// A path of a few bytes names a hundred directories.
+#[test]
+fn directories_that_are_only_named_count_like_others() {
+    let deep = raw(EntryType::Regular, b"a/b/c/d/e/f/x", b"", 0, b"");
+    let place = tempfile::tempdir().unwrap();
+    let root = fs::File::open(place.path()).unwrap();
+    let caps = |entries| Caps {
+        bytes: u64::MAX,
+        entries,
+    };
+    let unpacked = |entries| unpack(root.as_fd(), deep.as_slice(), caps(entries), Links::Any);
+    assert!(
+        matches!(unpacked(6), Err(Error::TooManyEntries { most: 6 })),
+        "{:?}",
+        unpacked(6)
+    );
+    fs::remove_dir_all(place.path().join("a")).unwrap();
+    assert_eq!(unpacked(7).unwrap().entries, 1);
 }
 
 /// Writes fail when the other end is gone.

@@ -1,5 +1,6 @@
 //! From a stream to files.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -66,11 +67,17 @@ pub fn unpack(
     links: Links,
 ) -> Result<Unpacked, Error> {
     let mut done = Unpacked::default();
+    let tree = &Tree {
+        root,
+        made: Cell::new(0),
+        caps,
+    };
     each(input, caps, Holds::Files, |entry, contents| {
         done.entries += 1;
+        tree.count()?;
         match &entry.what {
-            What::Directory => make_directory(root, entry)?,
-            What::File => done.bytes += make_file(root, entry, contents)?,
+            What::Directory => make_directory(tree, entry)?,
+            What::File => done.bytes += make_file(tree, entry, contents)?,
             What::Symlink(target) => {
                 if links == Links::Inside && !stays_inside(&entry.path, target) {
                     done.left_out_count += 1;
@@ -79,9 +86,9 @@ pub fn unpack(
                     }
                     return Ok(());
                 }
-                make_symlink(root, entry, target)?;
+                make_symlink(tree, entry, target)?;
             }
-            What::HardLink(target) => make_hard_link(root, entry, target)?,
+            What::HardLink(target) => make_hard_link(tree, entry, target)?,
             // Refused before.
             What::Special => {}
         }
@@ -122,8 +129,29 @@ pub fn read_each(
     })
 }
 
+/// What an archive becomes.
+struct Tree<'a> {
+    root: BorrowedFd<'a>,
+    /// How many entries there are, with the directories that are made because something is in them:
+    /// a path of a few bytes can name a hundred.
+    made: Cell<u64>,
+    caps: Caps,
+}
+
+impl Tree<'_> {
+    fn count(&self) -> Result<(), Error> {
+        self.made.set(self.made.get() + 1);
+        let most = self.caps.entries;
+        if self.made.get() > most {
+            return Err(Error::TooManyEntries { most });
+        }
+        Ok(())
+    }
+}
+
 /// Opens the directory that `path` is in, which is made if it is not there.
-fn open_parent(root: BorrowedFd<'_>, parent: &[u8]) -> Result<OwnedFd, Error> {
+fn open_parent(tree: &Tree<'_>, parent: &[u8]) -> Result<OwnedFd, Error> {
+    let root = tree.root;
     let directory = OFlags::PATH | OFlags::DIRECTORY;
     let failed = |errno: Errno| Error::file("open the directory", parent, errno);
     match open_beneath(root, parent, directory) {
@@ -134,7 +162,8 @@ fn open_parent(root: BorrowedFd<'_>, parent: &[u8]) -> Result<OwnedFd, Error> {
     for name in parent.split(|&byte| byte == b'/') {
         use std::os::fd::AsFd;
         match rustix::fs::mkdirat(&opened, name, Mode::from_raw_mode(0o777)) {
-            Ok(()) | Err(Errno::EXIST) => {}
+            Ok(()) => tree.count()?,
+            Err(Errno::EXIST) => {}
             Err(errno) => return Err(Error::file("make the directory", parent, errno)),
         }
         opened = open_beneath(opened.as_fd(), name, directory).map_err(failed)?;
@@ -142,17 +171,17 @@ fn open_parent(root: BorrowedFd<'_>, parent: &[u8]) -> Result<OwnedFd, Error> {
     Ok(opened)
 }
 
-fn make_directory(root: BorrowedFd<'_>, entry: &Entry) -> Result<(), Error> {
+fn make_directory(tree: &Tree<'_>, entry: &Entry) -> Result<(), Error> {
     let Some((parent, name)) = entry.path.split() else {
         return Ok(());
     };
-    let parent = open_parent(root, parent)?;
+    let parent = open_parent(tree, parent)?;
     let path = entry.path.bytes();
     // Its files have to be made yet.
     let mode = Mode::from_raw_mode(entry.mode | 0o700);
     match rustix::fs::mkdirat(&parent, name, mode) {
         Ok(()) => Ok(()),
-        Err(Errno::EXIST) => open_beneath(root, path, OFlags::PATH | OFlags::DIRECTORY)
+        Err(Errno::EXIST) => open_beneath(tree.root, path, OFlags::PATH | OFlags::DIRECTORY)
             .map(drop)
             .map_err(|errno| Error::file("open the directory", path, errno)),
         Err(errno) => Err(Error::file("make the directory", path, errno)),
@@ -160,19 +189,19 @@ fn make_directory(root: BorrowedFd<'_>, entry: &Entry) -> Result<(), Error> {
 }
 
 /// The directory of an entry and its name there, where there is nothing of that name any more.
-fn make_way<'a>(root: BorrowedFd<'_>, entry: &'a Entry) -> Result<(OwnedFd, &'a [u8]), Error> {
+fn make_way<'a>(tree: &Tree<'_>, entry: &'a Entry) -> Result<(OwnedFd, &'a [u8]), Error> {
     let path = entry.path.bytes();
     let (parent, name) = entry.path.split().unwrap_or((&[], path));
-    let parent = open_parent(root, parent)?;
+    let parent = open_parent(tree, parent)?;
     match rustix::fs::unlinkat(&parent, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok((parent, name)),
         Err(errno) => Err(Error::file("replace", path, errno)),
     }
 }
 
-fn make_file(root: BorrowedFd<'_>, entry: &Entry, contents: &mut dyn Read) -> Result<u64, Error> {
+fn make_file(tree: &Tree<'_>, entry: &Entry, contents: &mut dyn Read) -> Result<u64, Error> {
     let path = entry.path.bytes();
-    let (parent, name) = make_way(root, entry)?;
+    let (parent, name) = make_way(tree, entry)?;
     // Exclusive: what has come there meanwhile, a link above all, is not opened.
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let made = rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(entry.mode))
@@ -206,13 +235,13 @@ fn make_file(root: BorrowedFd<'_>, entry: &Entry, contents: &mut dyn Read) -> Re
     Ok(bytes)
 }
 
-fn make_symlink(root: BorrowedFd<'_>, entry: &Entry, target: &[u8]) -> Result<(), Error> {
-    let (parent, name) = make_way(root, entry)?;
+fn make_symlink(tree: &Tree<'_>, entry: &Entry, target: &[u8]) -> Result<(), Error> {
+    let (parent, name) = make_way(tree, entry)?;
     rustix::fs::symlinkat(target, &parent, name)
         .map_err(|errno| Error::file("make the link", entry.path.bytes(), errno))
 }
 
-fn make_hard_link(root: BorrowedFd<'_>, entry: &Entry, target: &Inside) -> Result<(), Error> {
+fn make_hard_link(tree: &Tree<'_>, entry: &Entry, target: &Inside) -> Result<(), Error> {
     let path = entry.path.bytes();
     let refuse = || Error::Refused {
         path: shown(path),
@@ -222,7 +251,7 @@ fn make_hard_link(root: BorrowedFd<'_>, entry: &Entry, target: &Inside) -> Resul
     if target == &entry.path {
         return Err(refuse());
     }
-    let from = match open_beneath(root, from, OFlags::PATH | OFlags::DIRECTORY) {
+    let from = match open_beneath(tree.root, from, OFlags::PATH | OFlags::DIRECTORY) {
         Ok(from) => from,
         Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR | Errno::XDEV) => return Err(refuse()),
         Err(errno) => return Err(Error::file("open the directory of the link", path, errno)),
@@ -233,7 +262,7 @@ fn make_hard_link(root: BorrowedFd<'_>, entry: &Entry, target: &Inside) -> Resul
     if !is_file {
         return Err(refuse());
     }
-    let (parent, name) = make_way(root, entry)?;
+    let (parent, name) = make_way(tree, entry)?;
     // Without AT_SYMLINK_FOLLOW: what has come in the file's place meanwhile is not followed.
     rustix::fs::linkat(&from, from_name, &parent, name, AtFlags::empty())
         .map_err(|errno| Error::file("make the hard link", path, errno))

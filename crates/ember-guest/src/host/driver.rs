@@ -25,6 +25,8 @@ pub(super) struct Driver<S> {
     written: usize,
 }
 
+/// An agent that has so much to read does not read: bulk waits, and commands are a megabyte each.
+const MAX_OUTGOING: usize = 32 << 20;
 /// What is kept of the write buffer's capacity after a burst.
 const KEPT_CAPACITY: usize = 128 * 1024;
 
@@ -127,6 +129,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                         Received::Malformed(malformed) => Closed::Malformed(malformed),
                         Received::Refused(failure) => Closed::Refused(failure),
                     })?,
+                    // What it is sent in answer to its own frames has no other bound.
+                    Ok(None) if state.outgoing.len() > MAX_OUTGOING => {
+                        return Err(failed(io::Error::other(
+                            "the agent sends without reading what it is sent",
+                        )));
+                    }
                     Ok(None) => return Ok(()),
                     Err(malformed) => return Err(Closed::Malformed(malformed)),
                 }

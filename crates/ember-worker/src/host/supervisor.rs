@@ -30,6 +30,8 @@ const STOCK: usize = 2;
 const RETRY: Duration = Duration::from_millis(100);
 /// How many frames of one worker are taken before it is the next one's turn.
 const TURN: usize = 16;
+/// How many frames of one that has ended are taken: more than a socket holds.
+const LAST_WORDS: usize = 1024;
 /// How many events are taken at once.
 const EVENTS: usize = 64;
 
@@ -353,11 +355,16 @@ impl Keeper {
         let Some(link) = self.links.remove(&number) else {
             return;
         };
-        // Its last words.
-        while let Ok(received) = wire::receive(link.socket(), false, false)
-            && !received.frame.is_empty()
-            && link.take(&received.frame).is_ok()
-        {}
+        // Its last words: no more than were on their way. Whom it has left its socket to, if it had
+        // been taken over, may go on for ever.
+        for _ in 0..LAST_WORDS {
+            let Ok(received) = wire::receive(link.socket(), false, false) else {
+                break;
+            };
+            if received.frame.is_empty() || link.take(&received.frame).is_err() {
+                break;
+            }
+        }
         self.forget(&link);
         link.buried(link.process().reap());
         let mut state = self.shared.lock();

@@ -22,6 +22,8 @@ use crate::packs::Pack;
 
 /// How many programs may come at once.
 const LARGEST_BATCH: usize = 256;
+/// How many bytes of output they may have together: an answer is in memory, and JSON can make six of one.
+const LARGEST_ANSWER: usize = 8 << 20;
 /// How many of them run at once, so that one request does not take all sandboxes.
 const AT_ONCE: usize = 16;
 /// The longest that a program may ask for, as zeroboot has it; what is longer is taken for this.
@@ -148,9 +150,22 @@ pub(crate) async fn execute_batch(
     }
     let mut results: Vec<Option<Executed>> = Vec::new();
     results.resize_with(count, || None);
+    let mut room = LARGEST_ANSWER;
     while let Some(done) = running.join_next().await {
         match done {
-            Ok((number, result)) => results[number] = Some(result),
+            Ok((number, result)) => {
+                let size = result.stdout.len() + result.stderr.len();
+                let has_room = size <= room;
+                room = room.saturating_sub(size);
+                results[number] = Some(if has_room {
+                    result
+                } else {
+                    failed(
+                        "the batch has more output than an answer may have",
+                        Instant::now(),
+                    )
+                });
+            }
             Err(error) => tracing::error!(%error, "an execution ended unexpectedly"),
         }
     }

@@ -102,6 +102,11 @@ fn note(note: &FileNote) {
     let _ = io::stderr().write_all(&text);
 }
 
+fn is_link(place: &Place) -> Result<bool, Errno> {
+    let found = place.stat()?;
+    Ok(FileType::from_raw_mode(found.st_mode) == FileType::Symlink)
+}
+
 fn perform(request: &FileRequest, mut input: File, mut output: File) -> Result<(), Failure> {
     let finder = Finder::of_process();
     match request {
@@ -138,7 +143,17 @@ fn perform(request: &FileRequest, mut input: File, mut output: File) -> Result<(
         FileRequest::Remove { path } => remove(&finder.find_link(path)?)?,
         FileRequest::Rename { from, to } => {
             let (from, to) = (finder.find_link(from)?, finder.find_link(to)?);
+            // A link of somebody else's would become one that root trusts. Whose directory it is can
+            // put one there at any time, so what has come is looked at as well.
+            let is_trusted = from.is_doubtful && !to.is_doubtful;
+            if is_trusted && is_link(&from)? {
+                return Err(Errno::PERM.into());
+            }
             rustix::fs::renameat(&from.parent, &*from.name, &to.parent, &*to.name)?;
+            if is_trusted && is_link(&to)? {
+                rustix::fs::unlinkat(&to.parent, &*to.name, AtFlags::empty())?;
+                return Err(Errno::PERM.into());
+            }
         }
         FileRequest::Watch { path } => watch::watch(&finder.find(path)?, &mut output)?,
         FileRequest::Pack {

@@ -36,8 +36,11 @@ const OPEN_FILES: (u64, u64) = (65_536, 524_288);
 const RESEED: &str = "/run/ember/reseed";
 const RESEED_PROGRAMS: &str = "/etc/ember/reseed.d";
 /// What lets an idle guest rest: each wake-up of one is little, and of a thousand a processor's work
-/// (`Documentation/admin-guide/sysctl/vm.rst`).
-const REST: [(&str, &str); 2] = [
+/// (`Documentation/admin-guide/sysctl/vm.rst`). And what keeps links that programs make from leading
+/// root, which is not the default of every kernel (`Documentation/admin-guide/sysctl/fs.rst`).
+const SETTINGS: [(&str, &str); 4] = [
+    ("/proc/sys/fs/protected_hardlinks", "1"),
+    ("/proc/sys/fs/protected_symlinks", "1"),
     // Else the kernel looks twice a second whether there is memory to compact ahead of need.
     ("/proc/sys/vm/compaction_proactiveness", "0"),
     // Seconds from one collection of the statistics in `/proc/vmstat` to the next, which is 1.
@@ -178,7 +181,7 @@ fn standard_streams() {
 
 /// What a guest can live without.
 fn finish(parameters: &Parameters) {
-    for (setting, value) in REST {
+    for (setting, value) in SETTINGS {
         let _ = fs::write(setting, value);
     }
     let _ = setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.0, OPEN_FILES.1);
