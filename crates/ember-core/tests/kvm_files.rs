@@ -425,6 +425,13 @@ fn a_full_disk_is_told() {
 }
 
 /// Who gives a request up, or waits for a guest that does nothing, leaves nothing of it behind.
+/// Waits for what comes soon.
+async fn until(mut there: impl AsyncFnMut() -> bool) {
+    while !there().await {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 #[test]
 fn a_request_ends_with_who_made_it() {
     shared(async |sandbox| {
@@ -438,11 +445,16 @@ fn a_request_ends_with_who_made_it() {
         // In the middle of a copy, in either direction.
         files.write("large", vec![7; 8 << 20]).await.unwrap();
         let place = tempfile::tempdir().unwrap();
-        let soon = Duration::from_millis(30);
         let copy = files.copy_out("/usr/lib", place.path());
-        assert!(tokio::time::timeout(soon, copy).await.is_err());
+        tokio::select! {
+            done = copy => panic!("{done:?}"),
+            () = until(async || fs::read_dir(place.path()).unwrap().next().is_some()) => {}
+        }
         let endless = files.write_from("endless", tokio::io::repeat(7));
-        assert!(tokio::time::timeout(soon, endless).await.is_err());
+        tokio::select! {
+            done = endless => panic!("{done:?}"),
+            () = until(async || files.stat("endless").await.is_ok_and(|it| it.size > 0)) => {}
+        }
         let running = "ps -o args= -A | grep '[e]mber-files'; true";
         let end = Instant::now() + Duration::from_secs(30);
         loop {
