@@ -3,13 +3,18 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Inner;
 use super::shell::Shell;
 
 /// How long to wait before trying again when the host has no room for a shell.
 const RETRY: Duration = Duration::from_millis(100);
+
+/// How long a shell that was taken is not replaced: who took it is waiting for what it is to do, and
+/// to make another takes processor time, and the lock of this process's address space. Where shells
+/// are taken faster than they are made, the oldest was taken long ago, and nothing is waited for.
+const HEAD_START: Duration = Duration::from_millis(10);
 
 /// A template's shells. One thread fills them up, for as long as any are wanted and anyone has the
 /// template.
@@ -24,6 +29,8 @@ struct Shared {
 struct State {
     target: usize,
     ready: VecDeque<Shell>,
+    /// When those were taken that have not been replaced, the oldest first.
+    taken: VecDeque<Instant>,
     /// The thread that fills up is there.
     filling: bool,
 }
@@ -35,6 +42,7 @@ impl Stock {
             state: Mutex::new(State {
                 target: 0,
                 ready: VecDeque::new(),
+                taken: VecDeque::new(),
                 filling: false,
             }),
             changed: Condvar::new(),
@@ -43,7 +51,10 @@ impl Stock {
 
     /// One that is ready, if there is one.
     pub(super) fn take(&self) -> Option<Shell> {
-        let shell = self.0.lock().ready.pop_front()?;
+        let mut state = self.0.lock();
+        let shell = state.ready.pop_front()?;
+        state.taken.push_back(Instant::now());
+        drop(state);
         self.0.changed.notify_all();
         Some(shell)
     }
@@ -95,15 +106,28 @@ impl Shared {
 fn fill(shared: &Shared, template: &Arc<Inner>) {
     loop {
         let mut state = shared.lock();
-        while state.target > 0 && state.ready.len() >= state.target {
+        loop {
+            if state.target == 0 {
+                state.filling = false;
+                return;
+            }
+            if state.ready.len() >= state.target {
+                state.taken.clear();
+                state = shared
+                    .changed
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            let Some(wait) = state.taken.front().and_then(head_start) else {
+                state.taken.pop_front();
+                break;
+            };
             state = shared
                 .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-        if state.target == 0 {
-            state.filling = false;
-            return;
+                .wait_timeout(state, wait)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
         drop(state);
         match Shell::new(Arc::clone(template)).map(Shell::warm) {
@@ -121,6 +145,13 @@ fn fill(shared: &Shared, template: &Arc<Inner>) {
             }
         }
     }
+}
+
+/// How much longer what was taken then is not to be replaced.
+fn head_start(taken: &Instant) -> Option<Duration> {
+    HEAD_START
+        .checked_sub(taken.elapsed())
+        .filter(|wait| !wait.is_zero())
 }
 
 /// Frees shells, which waits for the kernel, on another thread.
