@@ -209,6 +209,11 @@ impl Runner {
         }
     }
 
+    /// When the spare was asked for that is on its way.
+    pub(super) fn asked(&self) -> Option<Instant> {
+        self.deadline().and_then(|due| due.checked_sub(BIRTH))
+    }
+
     /// It could make a spare and has none.
     pub(super) fn lacks_spare(&self) -> bool {
         self.warm && !matches!(self.stage, Stage::Waiting(_))

@@ -313,16 +313,19 @@ impl Session<'_> {
     }
 
     /// A process that was to run a program is not there. The next is asked for if somebody waits,
-    /// but for the one who would wait for ever for processes that end at once.
+    /// but for the one who has waited since before it was: that one would wait for ever for processes
+    /// that end at once.
     fn mourn(&mut self, number: u32) {
         let Some(runner) = self.runners.all.get_mut(&number) else {
             return;
         };
+        let asked = runner.asked();
         if let Some(mut tree) = runner.lose() {
             tree.kill();
             self.ended.push((tree, None));
         }
-        if let Some(program) = runner.waiting.pop_front() {
+        let waited = |program: &mut Program| asked.is_none_or(|asked| program.since <= asked);
+        if let Some(program) = runner.waiting.pop_front_if(waited) {
             let message = "the process that was to run the program has ended";
             let failure = Failure::new(ErrorCode::Internal, message);
             self.connection
