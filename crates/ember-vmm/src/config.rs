@@ -1,7 +1,6 @@
 //! What a VM is made of.
 
 use std::fmt;
-use std::sync::Arc;
 
 use crate::devices::serial::ConsoleConfig;
 use crate::devices::virtio::balloon::BalloonConfig;
@@ -9,7 +8,7 @@ use crate::devices::virtio::block::BlockConfig;
 use crate::devices::virtio::network::NetworkConfig;
 use crate::devices::virtio::vsock::VsockConfig;
 use crate::hypervisor::Hypervisor;
-use crate::kernel::KernelImage;
+use crate::kernel::{Initramfs, KernelImage};
 use crate::vcpu::kick::default_kick_signal;
 
 /// The most vCPUs a VM can have.
@@ -29,8 +28,8 @@ pub struct VmConfig {
     pub memory_bytes: u64,
     /// The guest's kernel.
     pub kernel: KernelImage,
-    /// The initial RAM file system the kernel unpacks, a cpio archive, compressed or not.
-    pub initramfs: Option<Arc<[u8]>>,
+    /// The initial RAM file system the kernel unpacks.
+    pub initramfs: Initramfs,
     /// The kernel's command line.
     pub command_line: String,
     /// The signal that gets vCPU threads out of the guest: a real-time signal the application does
@@ -61,7 +60,7 @@ impl VmConfig {
             vcpus: 1,
             memory_bytes: 128 << 20,
             kernel,
-            initramfs: None,
+            initramfs: Initramfs::default(),
             command_line: String::new(),
             kick_signal: default_kick_signal(),
             console: ConsoleConfig::default(),

@@ -44,8 +44,8 @@ pub fn kernel(data: &[u8]) {
         return;
     };
     let rsdp = GuestAddress(0xE_0000);
-    let initramfs = Some(&data[..data.len().min(5000)]);
-    let _ = crate::arch::write_boot_structures(&memory, &loaded, initramfs, "quiet", rsdp);
+    let initramfs = data[..data.len().min(5000)].to_vec().into();
+    let _ = crate::arch::write_boot_structures(&memory, &loaded, &initramfs, "quiet", rsdp);
 }
 
 /// A guest with a disk. The first byte says whether it may write.

@@ -2,7 +2,7 @@
 //! with the descriptors that were sent beside them.
 
 use std::fs::File;
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -136,9 +136,11 @@ pub fn empty_file() -> io::Result<File> {
 ///
 /// # Errors
 /// If there is no room for it.
-pub fn sealed_file(bytes: &[u8]) -> io::Result<File> {
-    let file = empty_file()?;
-    file.write_all_at(bytes, 0)?;
+pub fn sealed_file<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> io::Result<File> {
+    let mut file = empty_file()?;
+    for piece in pieces {
+        file.write_all(piece)?;
+    }
     let seals = SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
     fcntl_add_seals(file.as_fd(), seals)?;
     Ok(file)

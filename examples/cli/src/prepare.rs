@@ -32,8 +32,10 @@ pub(crate) fn prepare(options: &Prepare, common: &Common) -> Result<ExitCode> {
         images.push((pack.clone(), image));
     }
     if let Some(path) = &options.initramfs {
-        let bytes = assets.initramfs(&kernel)?;
-        fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+        let initramfs = assets.initramfs(&kernel)?;
+        let bytes: Vec<&[u8]> = initramfs.pieces().collect();
+        fs::write(path, bytes.concat())
+            .with_context(|| format!("cannot write {}", path.display()))?;
     }
 
     if common.json {

@@ -3,9 +3,16 @@
 //! The kernel's `Documentation/driver-api/early-userspace/buffer-format.rst` has the grammar.
 //! Times are zero and inode numbers count up, so the same contents give the same bytes.
 
+use std::borrow::Cow;
+
+use ember_vmm::kernel::Initramfs;
+
 /// An archive that is being written.
 #[derive(Debug, Default)]
 pub(crate) struct Archive {
+    /// What is complete, which ends with a file's content.
+    pieces: Vec<Cow<'static, [u8]>>,
+    /// What follows it.
     bytes: Vec<u8>,
     entries: u32,
 }
@@ -25,12 +32,17 @@ const CHARACTER_DEVICE: u32 = 0o020_000;
 impl Archive {
     /// Adds a directory. Its parents must have been added before: the kernel creates none.
     pub(crate) fn directory(&mut self, name: &str, mode: u32) -> Result<(), TooLarge> {
-        self.entry(name, DIRECTORY | mode, (0, 0), &[])
+        self.entry(name, DIRECTORY | mode, (0, 0), Cow::default())
     }
 
     /// Adds a file.
-    pub(crate) fn file(&mut self, name: &str, mode: u32, data: &[u8]) -> Result<(), TooLarge> {
-        self.entry(name, REGULAR | mode, (0, 0), data)
+    pub(crate) fn file(
+        &mut self,
+        name: &str,
+        mode: u32,
+        data: impl Into<Cow<'static, [u8]>>,
+    ) -> Result<(), TooLarge> {
+        self.entry(name, REGULAR | mode, (0, 0), data.into())
     }
 
     /// Adds a character device.
@@ -40,16 +52,22 @@ impl Archive {
         mode: u32,
         (major, minor): (u32, u32),
     ) -> Result<(), TooLarge> {
-        self.entry(name, CHARACTER_DEVICE | mode, (major, minor), &[])
+        self.entry(
+            name,
+            CHARACTER_DEVICE | mode,
+            (major, minor),
+            Cow::default(),
+        )
     }
 
     /// The finished archive.
-    pub(crate) fn finish(mut self) -> Result<Vec<u8>, TooLarge> {
+    pub(crate) fn finish(mut self) -> Result<Initramfs, TooLarge> {
         self.entries = 0;
-        self.write("TRAILER!!!", 0, 1, (0, 0), &[])?;
+        self.write("TRAILER!!!", 0, 1, (0, 0), Cow::default())?;
         // Archives are padded to the block of the tapes they were made for; a loader may round.
-        pad(&mut self.bytes, 512);
-        Ok(self.bytes)
+        self.pad(512);
+        self.pieces.push(self.bytes.into());
+        Ok(self.pieces.into_iter().collect())
     }
 
     fn entry(
@@ -57,7 +75,7 @@ impl Archive {
         name: &str,
         mode: u32,
         device: (u32, u32),
-        data: &[u8],
+        data: Cow<'static, [u8]>,
     ) -> Result<(), TooLarge> {
         self.entries += 1;
         let links = if mode & DIRECTORY == DIRECTORY { 2 } else { 1 };
@@ -70,7 +88,7 @@ impl Archive {
         mode: u32,
         links: u32,
         (major, minor): (u32, u32),
-        data: &[u8],
+        data: Cow<'static, [u8]>,
     ) -> Result<(), TooLarge> {
         let too_large = |size| TooLarge {
             name: name.to_owned(),
@@ -99,15 +117,21 @@ impl Archive {
         }
         self.bytes.extend_from_slice(name.as_bytes());
         self.bytes.push(0);
-        pad(&mut self.bytes, 4);
-        self.bytes.extend_from_slice(data);
-        pad(&mut self.bytes, 4);
+        self.pad(4);
+        if !data.is_empty() {
+            self.pieces.push(std::mem::take(&mut self.bytes).into());
+            self.pieces.push(data);
+            self.pad(4);
+        }
         Ok(())
     }
-}
 
-fn pad(bytes: &mut Vec<u8>, to: usize) {
-    bytes.resize(bytes.len().next_multiple_of(to), 0);
+    fn pad(&mut self, to: usize) {
+        let pieces = self.pieces.iter().map(|piece| piece.len());
+        let length = pieces.sum::<usize>() + self.bytes.len();
+        let padding = length.next_multiple_of(to) - length;
+        self.bytes.resize(self.bytes.len() + padding, 0);
+    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use ember_vmm::kernel::Initramfs;
+
 use super::cpio::{Archive, TooLarge};
 
 /// Where the agent looks for the modules to load: one path a line, in order.
@@ -19,7 +21,10 @@ pub(crate) enum InitramfsError {
 }
 
 /// Builds an initramfs with `agent` and `modules`, which are loaded in their order.
-pub(crate) fn build(agent: &[u8], modules: &[PathBuf]) -> Result<Vec<u8>, InitramfsError> {
+pub(crate) fn build(
+    agent: &'static [u8],
+    modules: &[PathBuf],
+) -> Result<Initramfs, InitramfsError> {
     let mut archive = Archive::default();
     archive.directory("/dev", 0o755)?;
     // Before it runs init, the kernel opens this for init's standard streams.
@@ -38,10 +43,10 @@ pub(crate) fn build(agent: &[u8], modules: &[PathBuf]) -> Result<Vec<u8>, Initra
             path: path.clone(),
             source,
         })?;
-        archive.file(&inside, 0o644, &bytes)?;
+        archive.file(&inside, 0o644, bytes)?;
         list.push_str(&inside);
         list.push('\n');
     }
-    archive.file(MODULES, 0o644, list.as_bytes())?;
+    archive.file(MODULES, 0o644, list.into_bytes())?;
     Ok(archive.finish()?)
 }

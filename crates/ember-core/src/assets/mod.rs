@@ -22,7 +22,6 @@ mod tree;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 pub use config::ImageConfig;
 pub use image::{Image, Pack, ReadyImage};
@@ -33,6 +32,7 @@ pub(crate) use stamp::Stamp;
 pub use stored::{Prune, StoredImage};
 
 use ember_snapshot::store::Store;
+use ember_vmm::kernel::Initramfs;
 
 use crate::error::{Error, ErrorKind};
 use crate::progress::Progress;
@@ -193,10 +193,9 @@ impl Assets {
     ///
     /// # Errors
     /// [`ErrorKind::Unprepared`] if a module cannot be read.
-    pub fn initramfs(&self, kernel: &ReadyKernel) -> Result<Arc<[u8]>, Error> {
-        let bytes =
-            initramfs::build(ember_guest::AGENT, &kernel.modules).map_err(AssetError::Initramfs)?;
-        Ok(bytes.into())
+    pub fn initramfs(&self, kernel: &ReadyKernel) -> Result<Initramfs, Error> {
+        let built = initramfs::build(ember_guest::AGENT, &kernel.modules);
+        Ok(built.map_err(AssetError::Initramfs)?)
     }
 }
 

@@ -13,7 +13,7 @@ use ember_vmm::devices::serial::ConsoleConfig;
 use ember_vmm::devices::virtio::balloon::BalloonConfig;
 use ember_vmm::devices::virtio::block::BlockConfig;
 use ember_vmm::devices::virtio::vsock::VsockConfig;
-use ember_vmm::kernel::KernelImage;
+use ember_vmm::kernel::{Initramfs, KernelImage};
 use ember_vmm::{BuildError, ExitReason, Vm, VmConfig, probe};
 use ember_worker::host::{BootConfig, DiskConfig, RemoteVm, WorkerError, Workers};
 use tokio::sync::mpsc;
@@ -369,7 +369,7 @@ impl SandboxBuilder {
         let mut config = VmConfig::new(kernel);
         config.vcpus = self.vcpus;
         config.memory_bytes = made.memory.as_bytes();
-        config.initramfs = Some(made.initramfs);
+        config.initramfs = made.initramfs;
         config.command_line = made.command_line;
         let for_vm = made.disk.try_clone().map_err(|error| {
             let message = "cannot use the image's file twice";
@@ -440,7 +440,7 @@ impl SandboxBuilder {
 struct Making<'a> {
     memory: ByteSize,
     kernel: &'a Path,
-    initramfs: Arc<[u8]>,
+    initramfs: Initramfs,
     disk: &'a Arc<File>,
     command_line: String,
     /// Who is told when the guest's agent calls.

@@ -38,7 +38,7 @@ impl Made {
         if let Some(file) = &*made {
             return Ok(Arc::clone(file));
         }
-        let file = Arc::new(sealed_file(&encode()?)?);
+        let file = Arc::new(sealed_file([&encode()?[..]])?);
         Ok(Arc::clone(made.insert(file)))
     }
 }

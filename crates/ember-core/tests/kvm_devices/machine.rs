@@ -69,7 +69,7 @@ impl Machine {
 
         let mut config = VmConfig::new(KernelImage::from_path(&kernel.image).unwrap());
         config.memory_bytes = 192 << 20;
-        config.initramfs = Some(assets.initramfs(&kernel).unwrap());
+        config.initramfs = assets.initramfs(&kernel).unwrap();
         config.command_line = format!(
             "console=ttyS0 panic=-1 quiet ember.root=/dev/vda ember.rootfstype={} \
              ember.port={AGENT_PORT} ember.hostname=ember",

@@ -221,7 +221,7 @@ fn a_bzimage_whose_packing_is_not_known_unpacks_itself() {
     assert!(kernel.vmlinux().is_none(), "it was unpacked on the host");
     let machine = Machine::boot(|config| {
         config.kernel = kernel;
-        config.initramfs = Some(assets.initramfs(&stock).unwrap());
+        config.initramfs = assets.initramfs(&stock).unwrap();
     });
     assert_eq!(boot_loader(&machine) & 0xf0, 0xf0);
 }

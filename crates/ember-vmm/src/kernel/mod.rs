@@ -7,6 +7,7 @@
 
 mod bzimage;
 mod elf;
+mod initramfs;
 mod load;
 mod source;
 mod unpack;
@@ -18,6 +19,7 @@ use std::path::Path;
 pub use bzimage::BzImageError;
 pub(crate) use bzimage::{SETUP_HEADER_OFFSET, SetupHeader};
 pub use elf::ElfError;
+pub use initramfs::Initramfs;
 pub(crate) use load::{Entry, LoadedKernel};
 pub use unpack::Compression;
 

@@ -190,7 +190,7 @@ fn load_guest(
     arch::write_boot_structures(
         vm.memory(),
         &kernel,
-        config.initramfs.as_deref(),
+        &config.initramfs,
         &config.command_line,
         rsdp,
     )

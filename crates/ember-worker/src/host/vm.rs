@@ -11,6 +11,7 @@ use ember_snapshot::PageSet;
 use ember_snapshot::format::decode_state;
 use ember_snapshot::memory::MemoryBuilder;
 use ember_snapshot::state::VmState;
+use ember_vmm::kernel::Initramfs;
 
 use super::error::WorkerError;
 use super::link::{Link, Worker};
@@ -36,7 +37,7 @@ pub struct BootConfig {
     /// Its kernel: a bzImage or an ELF file. Its position is moved.
     pub kernel: File,
     /// Its initial RAM file system.
-    pub initramfs: Arc<[u8]>,
+    pub initramfs: Initramfs,
     /// Its kernel's command line.
     pub command_line: String,
     /// Its disks.
@@ -152,7 +153,7 @@ impl RemoteVm {
             port,
             console,
         } = config;
-        let initramfs = wire::sealed_file(&initramfs)
+        let initramfs = wire::sealed_file(initramfs.pieces())
             .map_err(WorkerError::host("hand the initramfs to a worker"))?;
         let request = Request::Boot(Boot {
             vcpus,

@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn frames_stay_apart_and_come_with_their_descriptors() {
     let (one, other) = pair().unwrap();
-    let file = sealed_file(b"content").unwrap();
+    let file = sealed_file([&b"content"[..]]).unwrap();
     send(one.as_fd(), b"first", &[file.as_fd()], true).unwrap();
     send(one.as_fd(), b"second", &[], true).unwrap();
     let first = receive(other.as_fd(), true, true).unwrap();
@@ -54,7 +54,7 @@ fn who_does_not_receive_holds_nobody_up() {
 
 #[test]
 fn a_file_is_read_within_its_limit_and_never_changed() {
-    let file = sealed_file(b"0123456789").unwrap();
+    let file = sealed_file([&b"01234"[..], b"56789"]).unwrap();
     assert_eq!(read_file(&file, 4, 10).unwrap(), b"0123");
     for (length, limit) in [(11, 100), (10, 9), (u64::MAX, u64::MAX)] {
         let error = read_file(&file, length, limit).unwrap_err();

@@ -52,7 +52,7 @@ impl Machine {
         config.hypervisor = Some(hypervisor);
         config.vcpus = boot.vcpus;
         config.memory_bytes = boot.memory_bytes;
-        config.initramfs = Some(initramfs.into());
+        config.initramfs = initramfs.into();
         config.command_line.clone_from(&boot.command_line);
         config.console = console(&owner);
         config.vsock = Some(VsockConfig {

@@ -29,8 +29,13 @@ fn holds_what_was_put_in() {
     archive
         .character_device("/dev/console", 0o600, (5, 1))
         .unwrap();
-    archive.file("/init", 0o755, b"12345").unwrap();
-    let bytes = archive.finish().unwrap();
+    archive.file("/init", 0o755, &b"12345"[..]).unwrap();
+    let bytes = archive
+        .finish()
+        .unwrap()
+        .pieces()
+        .collect::<Vec<_>>()
+        .concat();
     assert_eq!(bytes.len() % 512, 0);
 
     let (name, fields, data, rest) = entry(&bytes);

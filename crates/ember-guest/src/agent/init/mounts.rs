@@ -128,7 +128,7 @@ pub(super) fn late(switched: bool) -> Result<bool, BootError> {
     // Whoever waits for all processors to have passed a point, as the next mount does, waits for them
     // to be interrupted rather than for some of their clock's ticks (kernel-parameters.txt,
     // `rcupdate.rcu_expedited`): in a small guest time is worth more than that.
-    let _ = std::fs::write("/sys/kernel/rcu_expedited", "1");
+    let _ = fs::write("/sys/kernel/rcu_expedited", "1");
     match attach_cgroups() {
         Ok(()) => Ok(true),
         // A kernel without cgroups: commands are then told apart by session.

@@ -6,14 +6,14 @@ mod pvh;
 
 use std::num::TryFromIntError;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError};
 
 use super::BootRegisters;
 use super::layout::{
     self, COMMAND_LINE, COMMAND_LINE_MAX, GDT, PAGE_SIZE, PVH_START_INFO, RESET_PORT, RESET_VALUE,
     RESET_VECTOR, ZERO_PAGE,
 };
-use crate::kernel::{Entry, LoadedKernel};
+use crate::kernel::{Entry, Initramfs, LoadedKernel};
 use crate::memory::GuestMemory;
 
 /// Why a kernel cannot be given what it needs to start.
@@ -63,15 +63,15 @@ struct GuestRange {
 pub(crate) fn write_boot_structures(
     memory: &GuestMemory,
     kernel: &LoadedKernel,
-    initramfs: Option<&[u8]>,
+    initramfs: &Initramfs,
     command_line: &str,
     rsdp: GuestAddress,
 ) -> Result<BootRegisters, BootError> {
     write_command_line(memory, kernel, command_line)?;
     memory.write_slice(&reset_code(), RESET_VECTOR)?;
-    let initramfs = match initramfs {
-        Some(bytes) if !bytes.is_empty() => Some(write_initramfs(memory, kernel, bytes)?),
-        _ => None,
+    let initramfs = match initramfs.is_empty() {
+        false => Some(write_initramfs(memory, kernel, initramfs)?),
+        true => None,
     };
     match &kernel.entry {
         Entry::Pvh { address } => {
@@ -124,7 +124,7 @@ fn write_command_line(
 fn write_initramfs(
     memory: &GuestMemory,
     kernel: &LoadedKernel,
-    initramfs: &[u8],
+    initramfs: &Initramfs,
 ) -> Result<GuestRange, BootError> {
     let mut memory_end = layout::low_ram_end(memory);
     if let Entry::Linux64 {
@@ -144,7 +144,11 @@ fn write_initramfs(
             kernel_end,
             memory_end,
         })?;
-    memory.write_slice(initramfs, GuestAddress(start))?;
+    let mut at = GuestAddress(start);
+    for piece in initramfs.pieces() {
+        memory.write_slice(piece, at)?;
+        at = at.unchecked_add(piece.len() as u64);
+    }
     Ok(GuestRange {
         start: GuestAddress(start),
         len,

@@ -61,12 +61,24 @@ fn bytes_at(memory: &GuestMemory, address: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
+fn none() -> Initramfs {
+    Initramfs::default()
+}
+
 #[test]
 fn a_pvh_kernel_finds_all_it_needs() {
     let memory = memory(HOLE_START + 64 * MIB);
     let initramfs = vec![0x5A; 5000];
-    let registers =
-        write_boot_structures(&memory, &pvh(), Some(&initramfs), "quiet a=b", RSDP).unwrap();
+    // In pieces, which follow one another.
+    let pieces = [&[][..], &[0x5A; 4097], &[0x5A; 903]].map(std::borrow::Cow::Borrowed);
+    let registers = write_boot_structures(
+        &memory,
+        &pvh(),
+        &pieces.into_iter().collect(),
+        "quiet a=b",
+        RSDP,
+    )
+    .unwrap();
     assert_eq!(
         registers,
         BootRegisters::Pvh {
@@ -110,8 +122,8 @@ fn a_pvh_kernel_finds_all_it_needs() {
 #[test]
 fn without_an_initramfs_there_is_no_module() {
     let memory = memory(64 * MIB);
-    for none in [None, Some(&[][..])] {
-        write_boot_structures(&memory, &pvh(), none, "", RSDP).unwrap();
+    for none in [none(), Vec::new().into()] {
+        write_boot_structures(&memory, &pvh(), &none, "", RSDP).unwrap();
         assert_eq!(u32_at(&memory, 0x600C), 0);
         assert_eq!(u64_at(&memory, 0x6010), 0);
     }
@@ -121,7 +133,8 @@ fn without_an_initramfs_there_is_no_module() {
 fn the_zero_page_carries_the_setup_header_and_ours() {
     let memory = memory(64 * MIB);
     let kernel = linux64(Some(setup_header()));
-    let registers = write_boot_structures(&memory, &kernel, Some(&[1; 10]), "x", RSDP).unwrap();
+    let registers =
+        write_boot_structures(&memory, &kernel, &[1; 10].to_vec().into(), "x", RSDP).unwrap();
     assert_eq!(
         registers,
         BootRegisters::Linux64 {
@@ -168,7 +181,7 @@ fn the_zero_page_carries_the_setup_header_and_ours() {
 #[test]
 fn a_bare_elf_kernel_gets_a_header_that_linux_accepts() {
     let memory = memory(64 * MIB);
-    write_boot_structures(&memory, &linux64(None), None, "x", RSDP).unwrap();
+    write_boot_structures(&memory, &linux64(None), &none(), "x", RSDP).unwrap();
     assert_eq!(bytes_at(&memory, 0x71FE, 2), [0x55, 0xAA]);
     assert_eq!(bytes_at(&memory, 0x7202, 4), b"HdrS");
     assert_eq!(bytes_at(&memory, 0x7206, 2), [0x0C, 0x02]);
@@ -178,7 +191,7 @@ fn a_bare_elf_kernel_gets_a_header_that_linux_accepts() {
 #[test]
 fn the_page_tables_map_four_gib_to_themselves() {
     let memory = memory(64 * MIB);
-    write_boot_structures(&memory, &linux64(None), None, "", RSDP).unwrap();
+    write_boot_structures(&memory, &linux64(None), &none(), "", RSDP).unwrap();
     for address in [
         0,
         0x7000,
@@ -205,13 +218,13 @@ fn the_page_tables_map_four_gib_to_themselves() {
 #[test]
 fn the_descriptor_table_is_that_of_the_mode() {
     let memory = memory(64 * MIB);
-    write_boot_structures(&memory, &pvh(), None, "", RSDP).unwrap();
+    write_boot_structures(&memory, &pvh(), &none(), "", RSDP).unwrap();
     assert_eq!(
         u64_at(&memory, GDT.0 + 0x10) >> 53 & 0b11,
         0b10,
         "32-bit code"
     );
-    write_boot_structures(&memory, &linux64(None), None, "", RSDP).unwrap();
+    write_boot_structures(&memory, &linux64(None), &none(), "", RSDP).unwrap();
     assert_eq!(
         u64_at(&memory, GDT.0 + 0x10) >> 53 & 0b11,
         0b01,
@@ -223,7 +236,7 @@ fn the_descriptor_table_is_that_of_the_mode() {
 #[test]
 fn a_jump_to_the_firmware_resets() {
     let memory = memory(64 * MIB);
-    write_boot_structures(&memory, &pvh(), None, "", RSDP).unwrap();
+    write_boot_structures(&memory, &pvh(), &none(), "", RSDP).unwrap();
     // mov dx, 0x602; mov al, 1; out dx, al; hlt; jmp -3
     let code = [0xBA, 0x02, 0x06, 0xB0, 0x01, 0xEE, 0xF4, 0xEB, 0xFD];
     assert_eq!(bytes_at(&memory, 0xF_FFF0, 9), code);
@@ -234,7 +247,7 @@ fn an_initramfs_never_overlaps_the_kernel() {
     let memory = memory(64 * MIB);
     let room = (64 * MIB - KERNEL_END.0) as usize;
     let write = |len: usize| {
-        write_boot_structures(&memory, &pvh(), Some(&vec![7; len]), "", RSDP).map(|_| ())
+        write_boot_structures(&memory, &pvh(), &vec![7; len].into(), "", RSDP).map(|_| ())
     };
     write(room).unwrap();
     assert_eq!(u64_at(&memory, PVH_MODULES.0), KERNEL_END.0);
@@ -253,7 +266,7 @@ fn an_initramfs_ends_where_the_image_wants() {
     setup.initrd_address_max = 50 * MIB as u32 - 1;
     let memory = memory(64 * MIB);
     let kernel = linux64(Some(setup));
-    write_boot_structures(&memory, &kernel, Some(&[1; 0x1001]), "", RSDP).unwrap();
+    write_boot_structures(&memory, &kernel, &[1; 0x1001].to_vec().into(), "", RSDP).unwrap();
     assert_eq!(u64::from(u32_at(&memory, 0x7218)), 50 * MIB - 0x2000);
 }
 
@@ -261,7 +274,7 @@ fn an_initramfs_ends_where_the_image_wants() {
 fn a_command_line_has_to_fit() {
     let memory = memory(64 * MIB);
     let write = |kernel: &LoadedKernel, line: &str| {
-        write_boot_structures(&memory, kernel, None, line, RSDP).map(|_| ())
+        write_boot_structures(&memory, kernel, &none(), line, RSDP).map(|_| ())
     };
     write(&pvh(), &"x".repeat(2047)).unwrap();
     let error = write(&pvh(), &"x".repeat(2048)).unwrap_err();
@@ -291,7 +304,7 @@ fn a_command_line_has_to_fit() {
 fn a_command_line_ends_where_it_did_before() {
     let memory = memory(64 * MIB);
     for line in ["a longer one", "short"] {
-        write_boot_structures(&memory, &pvh(), None, line, RSDP).unwrap();
+        write_boot_structures(&memory, &pvh(), &none(), line, RSDP).unwrap();
         let bytes = bytes_at(&memory, COMMAND_LINE.0, line.len() + 1);
         assert_eq!(&bytes[..line.len()], line.as_bytes());
         assert_eq!(bytes.last(), Some(&0));
