@@ -5,12 +5,12 @@ mod common;
 
 #[test]
 fn clones_one_after_another_leave_nothing_behind() {
-    ember_leak::isolated!(|| common::clones::cycles_leave_nothing_behind(200));
+    ember_leak::isolated!(|| common::clones::cycles_leave_nothing_behind(1_000));
 }
 
 #[test]
 fn snapshots_of_a_busy_guest_lose_nothing() {
-    common::load::snapshots_of_a_busy_guest_lose_nothing(4, 5);
+    common::load::snapshots_of_a_busy_guest_lose_nothing(4, 3);
 }
 
 #[test]

@@ -22,6 +22,8 @@ use tempfile::TempDir;
 const CACHE: &str = "EMBER_TEST_TEMPLATE_CACHE";
 const BOOT: &str = "boot the template's guest";
 const SAVE: &str = "save the template";
+const WARM_UP: &str = "warm up python";
+const STATE: &str = "take the guest's state";
 
 /// A cache with this user's kernels and images and no templates, and what was done for it.
 struct Cache {
@@ -235,18 +237,30 @@ fn of_several_builders_one_builds() {
 
 #[test]
 fn a_builder_that_is_killed_leaves_nothing_that_is_believed() {
-    let cache = Cache::new();
-    // After which step, and how long after.
+    is_killed_at(&[(BOOT, 300), (STATE, 0), (SAVE, 60)]);
+}
+
+#[test]
+#[ignore = "the same at more moments, each of which is a build: minutes"]
+fn a_builder_can_be_killed_at_any_moment() {
     let moments = [
-        (BOOT, 300),
-        ("warm up python", 100),
-        ("take the guest's state", 0),
-        ("take the guest's state", 150),
+        (BOOT, 0),
+        (WARM_UP, 0),
+        (WARM_UP, 100),
+        (STATE, 50),
+        (STATE, 150),
         (SAVE, 0),
-        (SAVE, 60),
+        (SAVE, 20),
+        (SAVE, 150),
         (SAVE, 300),
     ];
-    for (step, milliseconds) in moments {
+    is_killed_at(&moments);
+}
+
+/// Each after which step, and how many milliseconds after.
+fn is_killed_at(moments: &[(&str, u64)]) {
+    let cache = Cache::new();
+    for &(step, milliseconds) in moments {
         let mut process = start_builder(cache.path());
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let found = lines.any(|line| line.unwrap().ends_with(&format!("step: {step}")));

@@ -1,3 +1,3 @@
 #: verdict: timeout
-#: seconds: 2
+#: seconds: 5
 while :; do :; done

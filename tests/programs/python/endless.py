@@ -1,5 +1,5 @@
 #: verdict: timeout
-#: seconds: 2
+#: seconds: 5
 #: stdout: on
 print("on", flush=True)
 while True:

@@ -1,5 +1,5 @@
 #: verdict: timeout
-#: seconds: 2
+#: seconds: 5
 # It does not end when it is asked to.
 import signal
 import time

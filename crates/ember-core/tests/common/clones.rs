@@ -21,15 +21,23 @@ async fn answers(clone: &Sandbox, number: usize) {
     assert_eq!(output.stdout, *format!("{number}\n"));
 }
 
+/// Said now and then, so that a run of an hour is seen to get on.
+fn tell(what: &str, done: usize, of: usize) {
+    if done > 0 && done.is_multiple_of(100) && of > 100 {
+        println!("{what}: {done} of {of}");
+    }
+}
+
 /// Clones, runs a command in and closes `count` sandboxes; nothing of them may be left.
 pub(crate) fn cycles_leave_nothing_behind(count: usize) {
+    let template = runtime().block_on(template());
     let cycles = |count| {
         runtime().block_on(async {
-            let template = template().await;
             for cycle in 0..count {
                 let clone = template.fork().await.unwrap();
                 answers(&clone, cycle).await;
                 clone.close().await;
+                tell("cloned, asked and closed", cycle + 1, count);
             }
         });
     };
@@ -69,18 +77,17 @@ pub(crate) fn many_at_once_leave_nothing_behind(count: usize) {
         maximum: limit.maximum,
     };
     setrlimit(Resource::Nofile, raised).unwrap();
+    let template = Template::builder(Image::pack("python"))
+        .memory(ByteSize::mib(128))
+        .cached(false)
+        .warm_up(Code::python(WARM));
+    let template = runtime().block_on(template.build()).unwrap();
     let many = |count| {
         runtime().block_on(async {
-            let template = Template::builder(Image::pack("python"))
-                .memory(ByteSize::mib(128))
-                .cached(false)
-                .warm_up(Code::python(WARM))
-                .build()
-                .await
-                .unwrap();
             let clones = template.fork_many(count).await.unwrap();
+            println!("{count} clones are there");
             let mut seen = std::collections::HashSet::new();
-            for clone in &clones {
+            for (number, clone) in clones.iter().enumerate() {
                 clone.ping().await.unwrap();
                 let output = clone.run(Code::python(DRAWS)).await.unwrap();
                 let text = output.stdout.to_string_lossy().into_owned();
@@ -88,6 +95,7 @@ pub(crate) fn many_at_once_leave_nothing_behind(count: usize) {
                 for line in text.lines() {
                     assert!(seen.insert(line.to_owned()), "{line} came twice");
                 }
+                tell("have drawn", number + 1, count);
             }
             for (number, clone) in clones.iter().enumerate() {
                 answers(clone, number).await;
@@ -105,9 +113,9 @@ pub(crate) fn many_at_once_leave_nothing_behind(count: usize) {
 
 /// Has `threads` threads clone one template at once, each `rounds` times; nothing of that may be left.
 pub(crate) fn threads_clone_at_once(threads: usize, rounds: usize) {
+    let template = runtime().block_on(template());
     let clone = |threads, rounds| {
         let runtime = runtime();
-        let template = runtime.block_on(template());
         std::thread::scope(|scope| {
             for thread in 0..threads {
                 let (runtime, template) = (runtime.handle().clone(), template.clone());
