@@ -207,6 +207,14 @@ impl Sandbox {
         Ok(Process::new(process, Arc::clone(&self.guest), limit))
     }
 
+    /// Starts a command of the agent's own that lasts: no time limit holds for it.
+    pub(crate) async fn spawn_unlimited(&self, command: Command) -> Result<Process, Error> {
+        match self.agent.spawn(command).await {
+            Ok(process) => Ok(Process::new(process, Arc::clone(&self.guest), None)),
+            Err(error) => Err(self.guest.explain(error).await),
+        }
+    }
+
     /// The command that the image is for, with these arguments in place of those that it has:
     /// what `docker run` would run. Nothing if the image names no program and none is given; packs
     /// name none.

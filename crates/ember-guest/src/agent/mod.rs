@@ -14,6 +14,7 @@
 mod files;
 mod identity;
 mod init;
+mod json;
 mod keeper;
 mod room;
 mod server;
@@ -32,7 +33,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{Mode, umask};
 
-use crate::protocol::{FILES_PROGRAM, SESSION_PROGRAM};
+use crate::protocol::{FILES_PROGRAM, JSON_PROGRAM, SESSION_PROGRAM};
 use identity::Identities;
 use server::{Agent, End, Hooks};
 use tree::Trees;
@@ -54,6 +55,8 @@ enum Role {
     Files,
     /// Keep an interpreter, or reach one that is kept: it was started by the agent itself.
     Session,
+    /// Serve the JSON protocol: it was started by the agent itself.
+    Json,
     /// Say the version.
     Version,
 }
@@ -72,6 +75,9 @@ fn role(
     }
     if !first && name.as_bytes() == SESSION_PROGRAM {
         return Ok(Role::Session);
+    }
+    if !first && name.as_bytes() == JSON_PROGRAM {
+        return Ok(Role::Json);
     }
     let (mut socket, mut cgroup, mut identity) = (None, None, None);
     while let Some(argument) = arguments.next() {
@@ -105,6 +111,7 @@ pub fn main() -> i32 {
     match role(first, &name, &mut arguments) {
         Ok(Role::Files) => files::main(arguments),
         Ok(Role::Session) => keeper::main(arguments),
+        Ok(Role::Json) => json::main(arguments),
         Ok(Role::Init) => init::run(),
         Ok(Role::Serve {
             socket,

@@ -6,7 +6,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::time::Duration;
 
 use crate::protocol::{
-    EncodeError, FileRequest, Limits, Message, PtySize, SESSION_PROGRAM, SessionRole, Spawn,
+    EncodeError, FileRequest, JSON_PROGRAM, Limits, Message, PtySize, SESSION_PROGRAM, SessionRole,
+    Spawn,
 };
 
 /// Where a command's standard input comes from.
@@ -69,6 +70,18 @@ impl Command {
                 argv: role.arguments(),
                 builtin: true,
                 stdin: true,
+                ..Spawn::default()
+            },
+        }
+    }
+
+    /// Serves the JSON protocol by the agent's own program, which `config` tells how programs of
+    /// each language are run (`docs/protocol.md`).
+    pub fn json(config: &str) -> Self {
+        Self {
+            spawn: Spawn {
+                argv: vec![JSON_PROGRAM.to_vec(), b"serve".to_vec(), config.into()],
+                builtin: true,
                 ..Spawn::default()
             },
         }

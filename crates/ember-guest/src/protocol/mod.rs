@@ -107,6 +107,10 @@ pub use session::{
 pub use spawn::{Spawn, SpawnError};
 pub use warm::{INLINE, Warm, WarmError};
 
+/// The name of the agent's own program that serves the JSON protocol (`docs/protocol.md`).
+pub const JSON_PROGRAM: &[u8] = b"ember-json";
+/// The guest's vsock port that it is served on.
+pub const JSON_PORT: u32 = 52_000;
 /// The most bytes of a stream in one `Data` frame.
 pub const MAX_DATA: usize = 64 * 1024;
 /// The window each direction of each stream of a request starts with.

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::codec::{Reader, put_string};
 use super::{
-    ErrorCode, FILES_PROGRAM, Limits, MAX_ARGUMENT, MAX_PATH, MAX_PROCESSES, MAX_SPAWN,
-    MAX_STRINGS, MAX_USER, Malformed, PtySize, SESSION_PROGRAM,
+    ErrorCode, FILES_PROGRAM, JSON_PROGRAM, Limits, MAX_ARGUMENT, MAX_PATH, MAX_PROCESSES,
+    MAX_SPAWN, MAX_STRINGS, MAX_USER, Malformed, PtySize, SESSION_PROGRAM,
 };
 
 /// A command to run, as it goes over the wire.
@@ -29,7 +29,7 @@ pub struct Spawn {
     pub confined: bool,
     /// The program is the agent's own, whatever is in the guest; the first argument is its name, and
     /// tells it what it is ([`FILES_PROGRAM`],
-    /// [`SESSION_PROGRAM`]).
+    /// [`SESSION_PROGRAM`], [`JSON_PROGRAM`]).
     pub builtin: bool,
     /// Whether standard input is fed by the host. It is `/dev/null` otherwise.
     pub stdin: bool,
@@ -172,7 +172,8 @@ impl Spawn {
             }
             check_zero(argument, || format!("argument {index}"))?;
         }
-        let is_own = [FILES_PROGRAM, SESSION_PROGRAM].contains(&self.argv[0].as_slice());
+        let is_own =
+            [FILES_PROGRAM, JSON_PROGRAM, SESSION_PROGRAM].contains(&self.argv[0].as_slice());
         if self.builtin && !is_own {
             let name = shorten(&self.argv[0]);
             return Err(SpawnError::NoBuiltin { name });

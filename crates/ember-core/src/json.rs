@@ -1,0 +1,182 @@
+//! The JSON protocol of a guest's agent, and streams to ports in a guest.
+
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use ember_guest::host::Command;
+use ember_guest::protocol::JSON_PORT;
+use serde::Serialize;
+use tokio::io::AsyncReadExt;
+use tokio::sync::oneshot;
+
+use crate::error::{Error, ErrorKind};
+use crate::language::Language;
+use crate::sandbox::vm::GuestVm;
+use crate::sandbox::{Process, Sandbox};
+
+/// How long the guest may take to serve the protocol.
+const START: Duration = Duration::from_secs(10);
+/// What the agent's program says when it serves, or another does already.
+const WORDS: [&[u8]; 2] = [b"ready\n", b"served\n"];
+
+/// How the guest's program runs programs: `agent::json::Config` there.
+#[derive(Serialize)]
+struct Config<'a> {
+    user: &'a str,
+    home: &'a str,
+    languages: Vec<Entry<'a>>,
+}
+
+#[derive(Serialize)]
+struct Entry<'a> {
+    names: Vec<String>,
+    extension: &'a str,
+    interpreter: &'a [String],
+    inline: Option<&'a str>,
+    compile: Option<Compiler<'a>>,
+}
+
+#[derive(Serialize)]
+struct Compiler<'a> {
+    command: &'a [String],
+    output: &'a str,
+}
+
+/// The JSON protocol as a guest serves it, on [`PORT`](Self::PORT) (`docs/protocol.md`). Dropped, it is
+/// served no more, and what ran for its clients is ended.
+#[derive(Debug)]
+pub struct JsonProtocol {
+    _server: Process,
+}
+
+impl JsonProtocol {
+    /// The guest's vsock port.
+    pub const PORT: u32 = JSON_PORT;
+}
+
+impl Sandbox {
+    /// Has the guest's agent serve the JSON protocol, for as long as the result is there: clients
+    /// [connect](Self::connect) to [`JsonProtocol::PORT`]. A guest does not serve it unasked, and a
+    /// clone of one that does goes on with it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Internal`] if the guest cannot, with what it says; [`ErrorKind::GuestDied`].
+    pub async fn json_protocol(&self) -> Result<JsonProtocol, Error> {
+        let image = &self.fixture().image;
+        let config = Config {
+            user: &image.account.user,
+            home: &image.account.home,
+            languages: entries(&image.languages),
+        };
+        let config = serde_json::to_string(&config).map_err(|error| {
+            let message = "cannot say how programs are run";
+            Error::because(ErrorKind::Internal, message, error)
+        })?;
+        let mut server = self.spawn_unlimited(Command::json(&config)).await?;
+        let failed = |why: &str| {
+            let message = format!("the guest cannot serve the JSON protocol: {why}");
+            Error::new(ErrorKind::Internal, message)
+        };
+        let Some(mut stdout) = server.take_stdout() else {
+            return Err(failed("its program has no output"));
+        };
+        let mut said = Vec::new();
+        let word = async {
+            while !said.ends_with(b"\n") && said.len() < 64 {
+                if stdout.read_buf(&mut said).await.unwrap_or_default() == 0 {
+                    break;
+                }
+            }
+        };
+        if tokio::time::timeout(START, word).await.is_err() {
+            return Err(failed("it does not answer"));
+        }
+        if WORDS.contains(&said.as_slice()) {
+            return Ok(JsonProtocol { _server: server });
+        }
+        let output = server.output(4096).await?;
+        Err(failed(output.stderr.to_string_lossy().trim_end()))
+    }
+
+    /// A stream to a vsock port of the guest that something there listens on.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] if nothing listens there, [`ErrorKind::Closed`] and
+    /// [`ErrorKind::GuestDied`] if there is no guest any more, [`ErrorKind::InvalidRequest`] for a
+    /// sandbox in a [worker](crate::Placement::Worker), which has no streams but the agent's.
+    pub async fn connect(&self, port: u32) -> Result<tokio::net::UnixStream, Error> {
+        use ember_vmm::devices::virtio::vsock::ConnectError;
+        let vm = self.parts()?.vm;
+        let GuestVm::Local(vm) = &*vm else {
+            let message = "a sandbox in a worker has no streams but its agent's: place it \
+                           in-process (`SandboxBuilder::placement`)";
+            return Err(Error::new(ErrorKind::InvalidRequest, message));
+        };
+        let gone = || {
+            Error::new(
+                ErrorKind::GuestDied,
+                "the guest has no socket device any more",
+            )
+        };
+        let vsock = vm.vsock().ok_or_else(gone)?;
+        let (sender, receiver) = oneshot::channel::<Result<UnixStream, ConnectError>>();
+        let done = Box::new(move |result| drop(sender.send(result)));
+        vsock.connect(port, done).map_err(|_| gone())?;
+        let stream = receiver.await.map_err(|_| gone())?.map_err(|error| {
+            let kind = match &error {
+                ConnectError::Refused { .. } => ErrorKind::NotFound,
+                ConnectError::TooManyStreams { .. } => ErrorKind::Exhausted,
+                ConnectError::Host { .. } => ErrorKind::HostUnsupported,
+                _ => ErrorKind::GuestDied,
+            };
+            Error::because(kind, "cannot connect to the guest", error)
+        })?;
+        let failed = Error::of_host("cannot use a stream to the guest");
+        stream
+            .set_nonblocking(true)
+            .and_then(|()| tokio::net::UnixStream::from_std(stream))
+            .map_err(failed)
+    }
+}
+
+fn entries<'a>(languages: &'a [Language]) -> Vec<Entry<'a>> {
+    let entry = |language: &'a Language| -> Entry<'a> {
+        let Language {
+            extensions,
+            inline,
+            compile,
+            ..
+        } = language;
+        let into = compile.as_ref().and_then(|it| it.into.as_ref());
+        let into = into.and_then(|into| languages.iter().find(|it| it.name == *into));
+        Entry {
+            names: names(language),
+            extension: extensions.first().map_or("txt", String::as_str),
+            interpreter: &into.unwrap_or(language).interpreter,
+            inline: inline.as_deref(),
+            compile: compile.as_ref().map(|compiler| Compiler {
+                command: &compiler.command,
+                output: &compiler.output,
+            }),
+        }
+    };
+    languages.iter().map(entry).collect()
+}
+
+/// All that a language answers to: its names, alone and with as much of its version as may follow.
+fn names(language: &Language) -> Vec<String> {
+    let mut names = Vec::new();
+    for name in std::iter::once(&language.name).chain(&language.aliases) {
+        names.push(name.clone());
+        let mut version = String::new();
+        for part in language.version.iter().flat_map(|it| it.split('.')) {
+            if !version.is_empty() {
+                version.push('.');
+            }
+            version.push_str(part);
+            names.extend(["", "-", "@"].map(|between| format!("{name}{between}{version}")));
+        }
+    }
+    names.retain(|name| language.answers_to(name));
+    names
+}
