@@ -213,6 +213,7 @@ fn clients_are_answered_as_the_protocol_says() {
 }
 
 #[test]
+#[ignore = "it needs the pack of C++, and a minute"]
 fn compiled_programs_say_how_long_that_took_and_why_they_could_not_be() {
     runtime().block_on(async {
         let sandbox = Sandbox::builder(Image::pack("cpp"))

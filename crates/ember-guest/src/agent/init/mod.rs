@@ -38,13 +38,17 @@ const RESEED_PROGRAMS: &str = "/etc/ember/reseed.d";
 /// What lets an idle guest rest: each wake-up of one is little, and of a thousand a processor's work
 /// (`Documentation/admin-guide/sysctl/vm.rst`). And what keeps links that programs make from leading
 /// root, which is not the default of every kernel (`Documentation/admin-guide/sysctl/fs.rst`).
-const SETTINGS: [(&str, &str); 4] = [
+const SETTINGS: [(&str, &str); 5] = [
     ("/proc/sys/fs/protected_hardlinks", "1"),
     ("/proc/sys/fs/protected_symlinks", "1"),
     // Else the kernel looks twice a second whether there is memory to compact ahead of need.
     ("/proc/sys/vm/compaction_proactiveness", "0"),
     // Seconds from one collection of the statistics in `/proc/vmstat` to the next, which is 1.
     ("/proc/sys/vm/stat_interval", "10"),
+    // Who waits for all processors to have passed a point interrupts them, rather than wait for some
+    // ticks of their clocks (kernel-parameters.txt, `rcupdate.rcu_expedited`): in a small guest time
+    // is worth more than that.
+    ("/sys/kernel/rcu_expedited", "1"),
 ];
 /// Where commands get their cgroups.
 const CGROUPS: &str = "/sys/fs/cgroup/ember";
@@ -126,7 +130,6 @@ fn live() -> Result<(), BootError> {
     }
     let cgroups = mounts::late(parameters.root.is_some())?;
     mounts::share()?;
-    finish(&parameters);
 
     let trees = match cgroups {
         true => Trees::cgroups(Path::new(CGROUPS)),
@@ -140,6 +143,8 @@ fn live() -> Result<(), BootError> {
         })
         .map_err(BootError::Agent)?;
     let port = parameters.port;
+    let hostname = parameters.hostname;
+    agent.do_later(move || settle(hostname.as_deref()));
     let mut first = Some(Instant::now() + FIRST_CONNECTION);
     let mut refusal = None;
     let result = agent.run(|| match connect_to_host(port) {
@@ -179,13 +184,15 @@ fn standard_streams() {
     }
 }
 
-/// What a guest can live without.
-fn finish(parameters: &Parameters) {
+/// What a guest can live without, and a host need not wait for.
+fn settle(hostname: Option<&str>) {
     for (setting, value) in SETTINGS {
         let _ = fs::write(setting, value);
     }
+    // A kernel that is older, or has no cgroups.
+    let _ = mounts::favour_changing_cgroups();
     let _ = setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES.0, OPEN_FILES.1);
-    if let Some(name) = &parameters.hostname {
+    if let Some(name) = hostname {
         let _ = nix::unistd::sethostname(name);
     }
     // A kernel without networking has no loopback interface to bring up.

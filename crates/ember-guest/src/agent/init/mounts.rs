@@ -13,6 +13,10 @@ use nix::unistd::{chdir, chroot};
 use super::BootError;
 use super::parameters::Parameters;
 
+/// The file system of cgroups, and where it is.
+const CGROUP: &str = "cgroup2";
+const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+
 /// Types that a root may have, in the order in which they are tried, with their options. A journal
 /// cannot be replayed on a device that cannot be written.
 const ROOT_TYPES: [(&str, Option<&str>); 3] = [
@@ -125,11 +129,7 @@ pub(super) fn late(switched: bool) -> Result<bool, BootError> {
             attach("tmpfs", target, "tmpfs", plain, Some("mode=1777"))?;
         }
     }
-    // Whoever waits for all processors to have passed a point, as the next mount does, waits for them
-    // to be interrupted rather than for some of their clock's ticks (kernel-parameters.txt,
-    // `rcupdate.rcu_expedited`): in a small guest time is worth more than that.
-    let _ = fs::write("/sys/kernel/rcu_expedited", "1");
-    match attach_cgroups() {
+    match attach(CGROUP, CGROUP_ROOT, CGROUP, quiet(), None) {
         Ok(()) => Ok(true),
         // A kernel without cgroups: commands are then told apart by session.
         Err(
@@ -143,18 +143,18 @@ pub(super) fn late(switched: bool) -> Result<bool, BootError> {
     }
 }
 
-/// Mounts the cgroups so that moving a process into one does not wait for a grace period of RCU, three
-/// ticks of the clock, each time: `favordynmods`, since Linux 6.0
-/// (`Documentation/admin-guide/cgroup-v2.rst`, "Mounting").
-fn attach_cgroups() -> Result<(), BootError> {
-    let attach = |options| attach("cgroup2", "/sys/fs/cgroup", "cgroup2", quiet(), options);
-    match attach(Some("favordynmods")) {
-        Err(BootError::Mount {
-            errno: Errno::EINVAL,
-            ..
-        }) => attach(None),
-        result => result,
-    }
+/// Has moving a process into a cgroup not wait for a grace period of RCU each time, three ticks of the
+/// clock: `favordynmods`, since Linux 6.0 (`Documentation/admin-guide/cgroup-v2.rst`, "Mounting"). It
+/// costs one grace period itself.
+pub(super) fn favour_changing_cgroups() -> Result<(), Errno> {
+    let again = quiet() | MsFlags::MS_REMOUNT;
+    mount(
+        None::<&str>,
+        CGROUP_ROOT,
+        Some(CGROUP),
+        again,
+        Some("favordynmods"),
+    )
 }
 
 /// Waits until a block device can be opened.

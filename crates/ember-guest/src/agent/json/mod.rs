@@ -281,12 +281,12 @@ impl Executor<'_> {
                 let said = String::from_utf8_lossy(&stored.stderr).into_owned();
                 return Err(Failed::Because(format!("cannot store the program: {said}")));
             }
-            return Ok(result(request, &stored, Some(Compile::Failed)));
+            return Ok(result(request, &stored, Some(&Compile::Failed)));
         }
         let mut argv = words(&language.interpreter);
         argv.push(path.into_bytes());
         let done = self.run_program(argv, request, client)?;
-        Ok(result(request, &done, compiled.map(Compile::Took)))
+        Ok(result(request, &done, compiled.map(Compile::Took).as_ref()))
     }
 
     /// A command in the programs' account.
@@ -345,7 +345,7 @@ enum Compile {
     Failed,
 }
 
-fn result(request: &Request, done: &Done, compile: Option<Compile>) -> Value {
+fn result(request: &Request, done: &Done, compile: Option<&Compile>) -> Value {
     let outcome = &done.outcome;
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let mut result = json!({
@@ -360,7 +360,7 @@ fn result(request: &Request, done: &Done, compile: Option<Compile>) -> Value {
     });
     match compile {
         None => {}
-        Some(Compile::Took(time)) => result["compilation_time"] = millis(time).into(),
+        Some(Compile::Took(time)) => result["compilation_time"] = millis(*time).into(),
         Some(Compile::Failed) => {
             result["status"] = "compilation_error".into();
             result["execution_time"] = 0.into();

@@ -146,8 +146,8 @@ fn a_length_that_no_frame_has_is_answered_and_the_connection_closed() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 10_000, ..ProptestConfig::default() })]
 
-    /// Bytes as they come, in frames and out of them: none hangs, crashes or leaves a descriptor, and
-    /// each whole frame has one answer.
+    /// Bytes as they come, in frames and out of them: none hangs or crashes, and each whole frame has
+    /// one answer.
     #[test]
     fn random_bytes_are_answered(
         frames in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..64), 0..4),

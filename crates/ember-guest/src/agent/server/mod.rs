@@ -62,6 +62,17 @@ pub(crate) struct Agent {
     lingering: Vec<(Tree, Option<Instant>)>,
     /// For what is read, from wherever: as much as a frame of data holds.
     scratch: Box<[u8]>,
+    /// What need not be done before the host can be answered.
+    later: Option<Chores>,
+}
+
+/// Something that is done once.
+struct Chores(Box<dyn FnOnce()>);
+
+impl std::fmt::Debug for Chores {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Chores").finish_non_exhaustive()
+    }
 }
 
 /// Whom an event is for. Packed into epoll's 64 bits.
@@ -147,12 +158,25 @@ impl Agent {
             hooks,
             lingering: Vec::new(),
             scratch: vec![0; MAX_DATA].into(),
+            later: None,
         };
         agent.watch(&agent.signals, EpollFlags::EPOLLIN, Token::Signals)?;
         if let Some(listener) = agent.hooks.listener() {
             agent.watch(listener, EpollFlags::EPOLLIN, Token::Hooks)?;
         }
         Ok(agent)
+    }
+
+    /// Has `chores` done in the first quiet moment of a connection, or before the host's first
+    /// request: in any case before there is a program.
+    pub(crate) fn do_later(&mut self, chores: impl FnOnce() + 'static) {
+        self.later = Some(Chores(Box::new(chores)));
+    }
+
+    fn settle(&mut self) {
+        if let Some(Chores(work)) = self.later.take() {
+            work();
+        }
     }
 
     /// Wakes the wait for a connection when `source` can be read.

@@ -166,6 +166,7 @@ impl<'a> Session<'a> {
         } else {
             if self.commands.is_empty() && self.settled {
                 // Not while a command runs, which may be waiting for this very processor.
+                self.agent.settle();
                 self.agent.trees.prepare();
             }
             let untidy = !self.ended.is_empty() || !self.settled && self.commands.is_empty();
@@ -554,6 +555,9 @@ impl<'a> Session<'a> {
         }
         if self.phase != Phase::Running {
             return self.receive_frozen(request, message);
+        }
+        if !matches!(message, Message::Ping) {
+            self.agent.settle();
         }
         let id = Id::Request(request);
         match message {
