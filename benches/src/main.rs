@@ -82,7 +82,7 @@ const ON_DEMAND: &[(&[&str], Measure)] = &[
 
 /// Their templates run interpreters and compilers: minutes of the lab, in which QEMU is all but sure to
 /// deliver an interrupt twice, and what keeps it from that is a small part of their figures.
-const GUARDED: [&str; 2] = ["fork.result.", "language."];
+const GUARDED: [&str; 3] = ["fork.result.", "language.", "chain."];
 
 /// Has the names printed in place of the figures: a line for those that are measured together, after
 /// whether they are measured if nobody names them, and whether the lab is to guard its VMs.
