@@ -85,7 +85,13 @@ pub(crate) fn has_program(name: &str) -> bool {
 
 /// Installs those of `tools` that are missing, and says which and why.
 pub(crate) fn ensure(tools: &[Tool]) -> Result<()> {
-    let missing: Vec<&Tool> = tools.iter().filter(|tool| !(tool.present)()).collect();
+    let missing = || -> Vec<&Tool> { tools.iter().filter(|tool| !(tool.present)()).collect() };
+    if missing().is_empty() {
+        return Ok(());
+    }
+    // Apt's own lock is not waited for by all of its commands.
+    let _lock = dirs::lock(&dirs::cache()?.join("apt"))?;
+    let missing = missing();
     if missing.is_empty() {
         return Ok(());
     }
@@ -116,7 +122,10 @@ fn installation(missing: &[&Tool], release: Option<&str>, known: bool) -> Vec<Ve
     let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
     let release = release.filter(|_| missing.iter().any(|tool| tool.backports));
     let mut commands = Vec::new();
-    let mut install = words("apt-get install -y -q -o Dpkg::Use-Pty=0 --no-install-recommends");
+    // Another program's installation may be under way.
+    let mut install = words(
+        "apt-get install -y -q -o DPkg::Lock::Timeout=600 -o Dpkg::Use-Pty=0 --no-install-recommends",
+    );
     if let Some(release) = release {
         if !known {
             let line = format!("deb http://deb.debian.org/debian {release}-backports main");
@@ -221,6 +230,7 @@ pub(crate) struct Fetched {
 /// for. Nothing is installed.
 pub(crate) fn fetch(names: &[&str], prefix: &str, into: &Path) -> Result<Fetched> {
     dirs::create(into)?;
+    let _lock = dirs::lock(&dirs::cache()?.join("apt"))?;
     if let Some(fetched) = try_fetch(names, prefix, into)? {
         return Ok(fetched);
     }

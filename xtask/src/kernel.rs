@@ -185,9 +185,10 @@ fn unpack_source(unpacked: &Path, work: &Path) -> Result<PathBuf> {
 }
 
 fn make(source: &Path, objects: &Path) -> Command {
-    let mut command = Command::new("make");
+    // setpriv (util-linux): minutes of compiling are not to outlive who wanted them.
+    let mut command = Command::new("setpriv");
     command
-        .arg("-C")
+        .args(["--pdeathsig", "TERM", "--", "make", "-C"])
         .arg(source)
         .arg(format!("O={}", objects.display()))
         // The same source gives the same kernel.

@@ -1,5 +1,6 @@
 //! The project's commands, the same for people and for CI: `cargo xtask COMMAND`.
 
+mod background;
 mod bench;
 mod cargo;
 mod cpio;
@@ -111,6 +112,12 @@ enum Command {
     /// The programs of quickstart, where KVM is real
     #[command(hide = true)]
     QuickstartPrograms { ember: PathBuf },
+    /// What the tests need that takes long to make
+    #[command(hide = true)]
+    PrepareTests {
+        #[arg(long)]
+        ember: Option<PathBuf>,
+    },
     /// Run a list of test executables
     #[command(hide = true)]
     RunSuites { list: PathBuf, results: PathBuf },
@@ -161,6 +168,7 @@ fn run(command: Command) -> Result<u8> {
         Command::RunSuites { list, results } => {
             suites::run_list(&list, &results, &mut std::io::stdout()).map(|()| 0)
         }
+        Command::PrepareTests { ember } => test::prepare_beside(ember.as_deref()).map(|()| 0),
         Command::Quickstart => quickstart::run(),
         Command::QuickstartPrograms { ember } => quickstart::programs(&ember),
         Command::Bench { names } => bench::run(&names),

@@ -1,12 +1,13 @@
 //! `cargo xtask test` and `cargo xtask stress`.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
+use crate::background::Background;
 use crate::cargo::{self, Built};
 use crate::lab;
 use crate::suites::{self, Lines, Report, Suite};
@@ -68,6 +69,13 @@ impl Selection {
 /// Everything that must hold before a change is merged.
 pub(crate) fn test(selection: &Selection) -> Result<u8> {
     let mut steps = Steps::new();
+    let is_for_kvm = selection.whole() && !selection.no_kvm;
+    let mut beside = Vec::new();
+    if is_for_kvm {
+        say!("kernels, the lab and a Debian are made beside what follows, unless they are there");
+        let begun = Background::start("kernels and the lab", ["prepare-tests"]);
+        beside.extend(steps.try_run("begin what takes long", || begun));
+    }
     if !selection.no_checks && selection.whole() {
         checks(&mut steps);
     }
@@ -77,6 +85,17 @@ pub(crate) fn test(selection: &Selection) -> Result<u8> {
     let Some(built) = built else {
         return Ok(steps.finish(selection));
     };
+    if is_for_kvm {
+        let begun = ember(&built).and_then(|ember| {
+            let arguments = [
+                "prepare-tests".as_ref(),
+                "--ember".as_ref(),
+                ember.as_os_str(),
+            ];
+            Background::start("packs", arguments)
+        });
+        beside.extend(steps.try_run("begin to make packs", || begun));
+    }
     let arguments: Vec<String> = selection.filter.iter().cloned().collect();
     let chosen = |wanted: fn(&Built) -> bool| -> Vec<Suite> {
         let chosen = built.iter().filter(|built| is_test(built) && wanted(built));
@@ -96,6 +115,12 @@ pub(crate) fn test(selection: &Selection) -> Result<u8> {
         steps.run("doc tests", doc_tests);
     }
     let kvm = chosen(|built| needs_kvm(built) && !is_stress(built));
+    if is_for_kvm {
+        let wait = || beside.into_iter().try_for_each(Background::finish);
+        if steps.try_run("wait for what was begun", wait).is_none() {
+            return Ok(steps.finish(selection));
+        }
+    }
     if !selection.no_kvm && !kvm.is_empty() {
         kvm_suites(&mut steps, &built, &kvm, PACKS);
     }
@@ -258,14 +283,32 @@ fn one_at_a_time(suite: &Suite) -> Suite {
 /// Kernels and packs: there is no network in the lab.
 fn prepare(built: &[Built], packs: &[&str]) -> Result<()> {
     kernel::run(false)?;
-    let ember = ember(built)?;
-    ember_prepare(&ember, packs)?;
-    foreign_image(&ember)
+    self::packs(&ember(built)?, packs)
+}
+
+/// What `cargo xtask test` has done beside the rest: all that KVM tests need and takes minutes to
+/// make, without the command line what does not need it, and with it what does.
+pub(crate) fn prepare_beside(ember: Option<&Path>) -> Result<()> {
+    if let Some(ember) = ember {
+        return packs(ember, PACKS);
+    }
+    if !probe::probe().is_real() {
+        lab::prepare()?;
+    }
+    foreign_archive()?;
+    kernel::run(false)?;
+    Ok(())
+}
+
+/// Root file systems, made by the command line that was built.
+fn packs(ember: &Path, packs: &[&str]) -> Result<()> {
+    ember_prepare(ember, packs)?;
+    foreign_image(ember)
 }
 
 /// A Debian that is not of Ember's making, as the tests of images want it: made once by Debian's own
-/// tool, and imported as it is.
-fn foreign_image(ember: &Path) -> Result<()> {
+/// tool.
+fn foreign_archive() -> Result<PathBuf> {
     let archive = dirs::cache()?.join("tests/debian.tar");
     let _lock = dirs::lock(&archive)?;
     if !archive.is_file() {
@@ -283,6 +326,12 @@ fn foreign_image(ember: &Path) -> Result<()> {
         }
         std::fs::rename(&new, &archive).context("keeping the archive")?;
     }
+    Ok(archive)
+}
+
+/// The same, imported as it is.
+fn foreign_image(ember: &Path) -> Result<()> {
+    let archive = foreign_archive()?;
     let status = Command::new(ember)
         .args(["image", "build"])
         .arg(&archive)
@@ -297,7 +346,7 @@ fn foreign_image(ember: &Path) -> Result<()> {
 }
 
 /// The command line's executable, which cargo has built for its integration tests.
-fn ember(built: &[Built]) -> Result<std::path::PathBuf> {
+fn ember(built: &[Built]) -> Result<PathBuf> {
     let found = built
         .iter()
         .find(|built| built.target == "ember" && !is_test(built));
@@ -308,7 +357,7 @@ fn ember(built: &[Built]) -> Result<std::path::PathBuf> {
 }
 
 /// Builds the command line and gives its executable.
-pub(crate) fn build_ember(options: &[&str]) -> Result<std::path::PathBuf> {
+pub(crate) fn build_ember(options: &[&str]) -> Result<PathBuf> {
     let arguments = [&["build", "--package", "ember-cli"], options].concat();
     let built = cargo::build(&arguments)?
         .into_iter()

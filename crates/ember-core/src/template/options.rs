@@ -1,7 +1,7 @@
 //! Who a clone is to be.
 
 use std::ffi::OsString;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use ember_guest::host::Identity;
 
@@ -60,7 +60,8 @@ impl ForkOptions {
         self
     }
 
-    /// Sets its wall clock to this time in place of the host's.
+    /// Sets its wall clock to this time in place of the host's, at the moment of the call that makes the
+    /// clone.
     #[must_use]
     pub fn realtime(mut self, time: SystemTime) -> Self {
         self.realtime = Some(time);
@@ -91,7 +92,14 @@ impl ForkOptions {
         self
     }
 
-    /// The identity of one clone.
+    /// The wall clock of a clone that gets it now.
+    pub(super) fn clock(&self) -> WallClock {
+        WallClock {
+            fixed: self.realtime.map(|time| (time, Instant::now())),
+        }
+    }
+
+    /// The identity of one clone, but for its wall clock.
     pub(super) fn identity(&self) -> Result<Identity, Error> {
         let mut identity = Identity::random().map_err(|error| {
             let message = "this host has no random numbers to make a clone unique";
@@ -111,9 +119,23 @@ impl ForkOptions {
         for (name, Secret(value)) in &self.secrets {
             identity = identity.secret(name, value);
         }
-        if let Some(realtime) = self.realtime {
-            identity = identity.realtime(realtime);
-        }
         Ok(identity)
+    }
+}
+
+/// What time it is in a clone.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct WallClock {
+    /// A time of the caller's choice, and when it was that. This host's if there is none.
+    fixed: Option<(SystemTime, Instant)>,
+}
+
+impl WallClock {
+    pub(super) fn now(self) -> SystemTime {
+        match self.fixed {
+            // A time at the end of all that can be said stays there.
+            Some((time, since)) => time.checked_add(since.elapsed()).unwrap_or(time),
+            None => SystemTime::now(),
+        }
     }
 }

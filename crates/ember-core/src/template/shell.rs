@@ -6,9 +6,10 @@ use std::os::unix::net::UnixStream;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use ember_guest::host::Agent;
+use ember_guest::host::{Agent, Error as AgentError};
+use ember_guest::protocol::ErrorCode;
 use ember_snapshot::pager::PagerOptions;
 use ember_snapshot::state::DeviceState;
 use ember_vmm::devices::virtio::block::BlockConfig;
@@ -17,7 +18,7 @@ use ember_vmm::{RestoreConfig, Vm};
 use ember_worker::host::{self, Pages, RemoteVm, Workers};
 
 use super::Inner;
-use super::options::ForkOptions;
+use super::options::{ForkOptions, WallClock};
 use crate::backing::Backing;
 use crate::error::{Error, ErrorKind};
 use crate::placement::Place;
@@ -28,6 +29,11 @@ use crate::sandbox::vm::GuestVm;
 
 /// Far longer than a guest takes to answer that has nothing to do but that.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// By how much a clone's wall clock may be late without being corrected. Programs are promised 5 ms.
+const LATENESS: Duration = Duration::from_millis(3);
+/// How often it is corrected on a host that is too busy to be quicker.
+const CORRECTIONS: usize = 4;
 
 /// A clone of a template that has not run yet, with everything in place that does not depend on
 /// who it is to be. Nothing in it is anybody's.
@@ -96,6 +102,7 @@ impl Shell {
             stream,
             template,
         } = self;
+        let clock = options.clock();
         let identity = options.identity()?;
         let generation_id = random()?;
         let line = Line::default();
@@ -117,7 +124,16 @@ impl Shell {
             fixture.settings.output_limit = limit;
         }
         let memory = Arc::clone(&template.memory);
-        let answer = tokio::time::timeout(ANSWER_TIMEOUT, agent.identify(identity));
+        let told = Instant::now();
+        let identity = identity.realtime(clock.now());
+        let identify = async {
+            agent.identify(identity).await?;
+            if told.elapsed() > LATENESS {
+                correct_clock(&agent, clock).await?;
+            }
+            Ok(())
+        };
+        let answer = tokio::time::timeout(ANSWER_TIMEOUT, identify);
         let mut answer = pin!(answer);
         // Said before the guest runs, so that it finds the message when it wakes, and need not be
         // woken again for it. (It can be no answer yet.)
@@ -147,6 +163,21 @@ impl Shell {
             )),
         }
     }
+}
+
+/// Sets the clone's wall clock once more: the first time it was as late as an identity takes to be
+/// applied where each page has to be fetched first, and now it is as late as one answer takes.
+async fn correct_clock(agent: &Agent, clock: WallClock) -> Result<(), AgentError> {
+    for _ in 0..CORRECTIONS {
+        match agent.set_clock(|| clock.now()).await {
+            Ok(lateness) if lateness > LATENESS => {}
+            Ok(_) => break,
+            // Of a template that an older agent is in: it is late, as it always was.
+            Err(error) if error.code() == Some(ErrorCode::Unsupported) => break,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// How the clones of `template` get their memory, if it is not said otherwise.

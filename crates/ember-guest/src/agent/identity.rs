@@ -175,15 +175,24 @@ impl Identities {
         Ok(())
     }
 
+    /// Sets the wall clock, to the time since 1970.
+    pub(crate) fn set_clock(&self, time: Duration) -> Result<(), Failure> {
+        if let Place::Nowhere = self.place {
+            return Err(nobodys());
+        }
+        let set = self.place.set_clock(time);
+        set.map_err(|error| {
+            let message = format!("cannot set the wall clock: {error}");
+            Failure::new(ErrorCode::Internal, message)
+        })
+    }
+
     /// Makes the guest what `identity` says. Whoever sees an error has to take the guest for
     /// nobody: some of it may have been applied.
     pub(crate) fn apply(&mut self, mut identity: Identity) -> Result<(), Failure> {
         identity.validate()?;
         if let Place::Nowhere = self.place {
-            return Err(Failure::new(
-                ErrorCode::Unsupported,
-                "this agent was not told whose identity it may change (--identity)",
-            ));
+            return Err(nobodys());
         }
         if self.random.is_none() {
             self.prepare()?;
@@ -248,6 +257,13 @@ impl Place {
             _ => Ok(nix::unistd::sethostname(std::ffi::OsStr::from_bytes(name))?),
         }
     }
+}
+
+fn nobodys() -> Failure {
+    Failure::new(
+        ErrorCode::Unsupported,
+        "this agent was not told whose identity it may change (--identity)",
+    )
 }
 
 fn failed(step: &str, error: &io::Error) -> Failure {

@@ -77,6 +77,7 @@ pub(super) enum Answer {
     Frozen,
     Thawed,
     Identified,
+    ClockSet,
     Failed(Failure),
 }
 
@@ -223,12 +224,17 @@ impl State {
     pub(super) fn ask(&mut self, message: &Message<'_>) -> Result<u32, Failure> {
         let refuse = |why: &str| Err(Failure::new(ErrorCode::InvalidRequest, why));
         match (message.kind(), &self.silence) {
-            (Kind::Freeze | Kind::Thaw, Silence::Attached) => return Err(unidentified()),
+            (Kind::Freeze | Kind::Thaw | Kind::Clock, Silence::Attached) => {
+                return Err(unidentified());
+            }
             (Kind::Freeze, Silence::Asked { .. } | Silence::Kept(_)) => {
                 return refuse("it has been frozen, or is being frozen, already");
             }
             (Kind::Thaw, Silence::None | Silence::Asked { .. }) => {
                 return refuse("it is not frozen");
+            }
+            (Kind::Clock, Silence::Asked { .. } | Silence::Kept(_)) => {
+                return refuse("it is frozen, or is being frozen");
             }
             (Kind::Identify, Silence::Asked { .. } | Silence::Kept(_)) => {
                 return refuse(
@@ -433,6 +439,7 @@ impl State {
         match message {
             Message::Error(failure) if request == 0 => return Err(Received::Refused(failure)),
             Message::Pong => return self.answer(request, kind, Answer::Pong),
+            Message::ClockSet => return self.answer(request, kind, Answer::ClockSet),
             Message::PoweringOff => {
                 self.powering_off = true;
                 return self.answer(request, kind, Answer::PoweringOff);

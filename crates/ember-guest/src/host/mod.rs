@@ -24,7 +24,7 @@ use std::borrow::Cow;
 use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -36,8 +36,8 @@ pub use process::{Output, Process, ProcessControl, ProcessOutput, ProcessStdin};
 pub use warm::{RunnerId, WarmCommand, WarmRunner};
 
 use crate::protocol::{
-    Decoder, ErrorCode, FEATURE_FILES, FEATURE_FREEZE, FEATURE_SESSIONS, FEATURE_WARM, Failure,
-    Hello, Kind, Malformed, Message,
+    Decoder, ErrorCode, FEATURE_CLOCK, FEATURE_FILES, FEATURE_FREEZE, FEATURE_SESSIONS,
+    FEATURE_WARM, Failure, Hello, Kind, Malformed, Message,
 };
 
 use driver::Driver;
@@ -197,6 +197,22 @@ impl Agent {
         self.ask(ATTEMPT, &identity).await
     }
 
+    /// Sets the guest's wall clock to what `now` says when this is sent; gives how long the answer took,
+    /// which is by how much it can be late. An identity has set it before, but is applied more slowly.
+    pub async fn set_clock(&self, now: impl FnOnce() -> SystemTime) -> Result<Duration, Error> {
+        const ATTEMPT: &str = "set the guest's wall clock";
+        self.require(FEATURE_CLOCK, ATTEMPT, "cannot")?;
+        let start = Instant::now();
+        let since = now().duration_since(SystemTime::UNIX_EPOCH);
+        let nanoseconds = since.map(|time| time.as_nanos()).unwrap_or_default();
+        // Later than the kernel counts: the agent would take it for a broken frame.
+        let nanoseconds = i64::try_from(nanoseconds)
+            .unwrap_or(i64::MAX)
+            .unsigned_abs();
+        self.ask(ATTEMPT, &Message::Clock { nanoseconds }).await?;
+        Ok(start.elapsed())
+    }
+
     fn require_freeze(&self, attempt: &str) -> Result<(), Error> {
         self.require(FEATURE_FREEZE, attempt, "cannot be frozen")
     }
@@ -242,7 +258,8 @@ impl Agent {
             | (Ok(Answer::PoweringOff), Kind::PowerOff)
             | (Ok(Answer::Frozen), Kind::Freeze)
             | (Ok(Answer::Thawed), Kind::Thaw)
-            | (Ok(Answer::Identified), Kind::Identify) => Ok(()),
+            | (Ok(Answer::Identified), Kind::Identify)
+            | (Ok(Answer::ClockSet), Kind::Clock) => Ok(()),
             (Ok(Answer::Failed(failure)), _) => Err(Error::refused(attempt, failure)),
             // An answer of the wrong kind, which a correct agent never gives.
             (Ok(_), kind) => Err(Error::closed(

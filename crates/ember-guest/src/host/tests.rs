@@ -174,6 +174,7 @@ async fn a_breach_ends_everything() {
         bytes(9, &Message::Frozen),
         bytes(9, &Message::Thawed),
         bytes(9, &Message::Identified),
+        bytes(9, &Message::ClockSet),
         bytes(9, &Message::Pong),
         bytes(9, &Message::PoweringOff),
         // What only a host sends.

@@ -45,6 +45,10 @@ pub enum Kind {
     Identify = 11,
     /// Answers `Identify`: all of it has been applied.
     Identified = 12,
+    /// Sets a guest's wall clock, and nothing else.
+    Clock = 13,
+    /// Answers `Clock`: it is set.
+    ClockSet = 14,
     /// Asks for a command to be started.
     Spawn = 16,
     /// Answers `Spawn`: the command runs.
@@ -86,6 +90,8 @@ impl Kind {
             10 => Self::Thawed,
             11 => Self::Identify,
             12 => Self::Identified,
+            13 => Self::Clock,
+            14 => Self::ClockSet,
             16 => Self::Spawn,
             17 => Self::Started,
             18 => Self::Data,
@@ -121,11 +127,13 @@ impl Kind {
             | Self::Thaw
             | Self::Thawed
             | Self::Identified
+            | Self::ClockSet
             | Self::Warmed
             | Self::Kill => 0,
             Self::Reset | Self::Signal => 1,
             Self::Started => 4,
             Self::Window => 5,
+            Self::Clock => 8,
             Self::Resize => 4,
             Self::Exited => Outcome::LENGTH,
         }

@@ -28,6 +28,9 @@ pub const FEATURE_FILES: u64 = 1 << 5;
 /// The agent brings a program for sessions ([`SessionRole`](super::SessionRole)).
 pub const FEATURE_SESSIONS: u64 = 1 << 6;
 
+/// The agent's wall clock can be set without an identity (`Clock`).
+pub const FEATURE_CLOCK: u64 = 1 << 8;
+
 /// Tells this protocol from anything else that might listen. The line ending shows a stream that
 /// was mangled as text.
 const MAGIC: [u8; 8] = *b"EMBER\r\n\0";

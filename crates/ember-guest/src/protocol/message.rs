@@ -212,6 +212,13 @@ pub enum Message<'a> {
     Identify(Cow<'a, Identity>),
     /// See [`Kind::Identified`].
     Identified,
+    /// See [`Kind::Clock`].
+    Clock {
+        /// The time since 1970-01-01 00:00 UTC, in nanoseconds.
+        nanoseconds: u64,
+    },
+    /// See [`Kind::ClockSet`].
+    ClockSet,
     /// See [`Kind::Spawn`].
     Spawn(Cow<'a, Spawn>),
     /// See [`Kind::Started`].
@@ -275,6 +282,8 @@ impl Message<'_> {
             Self::Thawed => Kind::Thawed,
             Self::Identify(_) => Kind::Identify,
             Self::Identified => Kind::Identified,
+            Self::Clock { .. } => Kind::Clock,
+            Self::ClockSet => Kind::ClockSet,
             Self::Spawn(_) => Kind::Spawn,
             Self::Started { .. } => Kind::Started,
             Self::Data { .. } => Kind::Data,
@@ -320,6 +329,7 @@ impl Message<'_> {
             | Self::Thaw
             | Self::Thawed
             | Self::Identified
+            | Self::ClockSet
             | Self::Warmed
             | Self::Kill => {}
             Self::Identify(identity) => identity.encode(out)?,
@@ -329,6 +339,7 @@ impl Message<'_> {
                 put_string(out, failure.message.as_bytes());
             }
             Self::Spawn(spawn) => spawn.encode(out)?,
+            Self::Clock { nanoseconds } => out.extend_from_slice(&nanoseconds.to_le_bytes()),
             Self::Started { pid } => out.extend_from_slice(&pid.to_le_bytes()),
             Self::Data { stream, bytes, end } => {
                 if bytes.len() > MAX_DATA {
@@ -372,6 +383,15 @@ impl<'a> Message<'a> {
             Kind::Thaw => Self::Thaw,
             Kind::Thawed => Self::Thawed,
             Kind::Identified => Self::Identified,
+            Kind::ClockSet => Self::ClockSet,
+            Kind::Clock => {
+                let nanoseconds = reader.u64("wall clock")?;
+                // As the kernel counts time (`ktime_t`), which ends in 2262.
+                if i64::try_from(nanoseconds).is_err() {
+                    return Err(reader.out_of_range("wall clock", nanoseconds));
+                }
+                Self::Clock { nanoseconds }
+            }
             Kind::Identify => {
                 return Identity::decode(payload).map(|it| Self::Identify(Cow::Owned(it)));
             }

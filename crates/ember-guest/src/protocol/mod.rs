@@ -21,6 +21,7 @@
 //! Freeze                        ->     Frozen, then silence
 //! Thaw                          ->     Thawed
 //! Identify{entropy, clock, ...} ->     Identified  or  Error{code, message}
+//! Clock{time}                   ->     ClockSet  or  Error{code, message}
 //! PowerOff                      ->     PoweringOff, then the end of the stream
 //! ```
 //!
@@ -69,6 +70,9 @@
 //! that. An identity that could not be applied as a whole leaves the agent frozen. `Identify` can
 //! also be sent to an agent that is not frozen; then nothing happens to its commands.
 //!
+//! The clock in `Identify` is as late as that takes to be applied, which in a clone that has every page
+//! still to fetch can be milliseconds. `Clock` sets it once more, when that is over.
+//!
 //! # Errors
 //! An `Error` frame with a request's number ends that request. One with number zero concerns the
 //! connection, which is closed after it.
@@ -93,8 +97,8 @@ pub use files::{
 };
 pub use frame::{Decoder, Frame, HEADER_LEN, Header, Kind, data_flags};
 pub use hello::{
-    FEATURE_CGROUP, FEATURE_CONFINE, FEATURE_FILES, FEATURE_FREEZE, FEATURE_PTY, FEATURE_SESSIONS,
-    FEATURE_WARM, Hello, MIN_VERSION, VERSION, VersionMismatch,
+    FEATURE_CGROUP, FEATURE_CLOCK, FEATURE_CONFINE, FEATURE_FILES, FEATURE_FREEZE, FEATURE_PTY,
+    FEATURE_SESSIONS, FEATURE_WARM, Hello, MIN_VERSION, VERSION, VersionMismatch,
 };
 pub use identity::{ENTROPY, Identity, IdentityError, Variables};
 pub use limits::Limits;

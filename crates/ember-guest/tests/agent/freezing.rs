@@ -241,6 +241,8 @@ async fn questions_at_the_wrong_time_are_refused() {
     assert_eq!(refused(&again).0, ErrorCode::InvalidRequest);
     let own = agent.identify(identity()).await.unwrap_err();
     assert_eq!(refused(&own).0, ErrorCode::InvalidRequest);
+    let clock = agent.set_clock(SystemTime::now).await.unwrap_err();
+    assert_eq!(refused(&clock).0, ErrorCode::InvalidRequest);
     agent.ping().await.unwrap();
 
     let clone = relay.cloned(&agent).await;
@@ -251,6 +253,7 @@ async fn questions_at_the_wrong_time_are_refused() {
     for error in [
         clone.freeze().await.unwrap_err(),
         clone.thaw().await.unwrap_err(),
+        clone.set_clock(SystemTime::now).await.unwrap_err(),
     ] {
         assert_eq!(refused(&error).0, ErrorCode::Frozen);
     }
@@ -439,6 +442,13 @@ async fn an_identity_is_applied_as_a_whole() {
     let set = SystemTime::UNIX_EPOCH + Duration::from_nanos(set);
     assert!(set >= start && set <= SystemTime::now());
     assert_eq!(read("hostname"), b"box-2", "none was given");
+    // The clock alone, once more: that was late by all that it took.
+    third.set_clock(|| at).await.unwrap();
+    assert_eq!(read("realtime"), b"1234567890123456789");
+    // What no clock can be set to is the last that it can.
+    let never = SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 40);
+    third.set_clock(|| never).await.unwrap();
+    assert_eq!(read("realtime"), i64::MAX.to_string().as_bytes());
 }
 
 /// No identity is better than half of one: the step is named, and nothing can be run.
@@ -559,4 +569,6 @@ async fn an_older_agent_is_not_asked() {
         assert_eq!(code, ErrorCode::Unsupported);
         assert!(message.contains("cannot be frozen"), "{message}");
     }
+    let error = agent.set_clock(SystemTime::now).await.unwrap_err();
+    assert_eq!(refused(&error).0, ErrorCode::Unsupported);
 }

@@ -20,9 +20,9 @@ use crate::agent::spawn::Purpose;
 use crate::agent::sys;
 use crate::agent::tree::Tree;
 use crate::protocol::{
-    ErrorCode, FEATURE_CGROUP, FEATURE_CONFINE, FEATURE_FILES, FEATURE_FREEZE, FEATURE_PTY,
-    FEATURE_SESSIONS, FEATURE_WARM, Failure, Hello, Kind, LimitHit, MAX_DATA, Malformed, Message,
-    Spawn, Stream, WINDOW,
+    ErrorCode, FEATURE_CGROUP, FEATURE_CLOCK, FEATURE_CONFINE, FEATURE_FILES, FEATURE_FREEZE,
+    FEATURE_PTY, FEATURE_SESSIONS, FEATURE_WARM, Failure, Hello, Kind, LimitHit, MAX_DATA,
+    Malformed, Message, Spawn, Stream, WINDOW,
 };
 
 /// How long nothing has to happen before what can wait is done.
@@ -92,7 +92,7 @@ impl<'a> Session<'a> {
     /// Serves the connection until it ends. Whatever it leaves is the agent's to end.
     pub(super) fn run(mut self) -> io::Result<Option<End>> {
         let mut features = FEATURE_PTY | FEATURE_FREEZE | FEATURE_WARM | FEATURE_FILES;
-        features |= FEATURE_SESSIONS;
+        features |= FEATURE_SESSIONS | FEATURE_CLOCK;
         if self.agent.trees.has_cgroups() {
             features |= FEATURE_CGROUP;
         }
@@ -556,7 +556,7 @@ impl<'a> Session<'a> {
         if self.phase != Phase::Running {
             return self.receive_frozen(request, message);
         }
-        if !matches!(message, Message::Ping) {
+        if !matches!(message, Message::Ping | Message::Clock { .. }) {
             self.agent.settle();
         }
         let id = Id::Request(request);
@@ -566,6 +566,14 @@ impl<'a> Session<'a> {
                 self.phase = Phase::Freezing { request, since };
             }
             Message::Identify(identity) => self.identify(request, identity.into_owned()),
+            Message::Clock { nanoseconds } => {
+                let time = Duration::from_nanos(nanoseconds);
+                let answer = match self.agent.identities.set_clock(time) {
+                    Ok(()) => Message::ClockSet,
+                    Err(failure) => Message::Error(failure),
+                };
+                self.connection.send(request, &answer);
+            }
             Message::Ping => self.connection.send(request, &Message::Pong),
             Message::PowerOff => {
                 self.connection.send(request, &Message::PoweringOff);

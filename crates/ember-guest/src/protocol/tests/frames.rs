@@ -50,6 +50,7 @@ fn a_long_frame_is_refused_by_its_header() {
         (Kind::Spawn, MAX_SPAWN),
         (Kind::Identify, MAX_IDENTIFY),
         (Kind::Freeze, 0),
+        (Kind::Clock, 8),
         (Kind::Exited, 59),
         (Kind::Thaw, 0),
         (Kind::Data, MAX_DATA),

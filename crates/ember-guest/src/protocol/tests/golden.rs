@@ -77,6 +77,14 @@ fn golden_frames() {
             &identity_bytes,
         ),
         (4, Message::Identified, "00000000 0c 00 0000 04000000"),
+        (
+            5,
+            Message::Clock {
+                nanoseconds: 0x0102_0304_0506_0708,
+            },
+            "08000000 0d 00 0000 05000000 0807060504030201",
+        ),
+        (5, Message::ClockSet, "00000000 0e 00 0000 05000000"),
         (7, Message::Spawn(Cow::Owned(spawn())), &spawn_bytes),
         (8, Message::Warm(Cow::Owned(runner())), &runner_bytes),
         (8, Message::Warmed, "00000000 1a 00 0000 08000000"),
