@@ -14,7 +14,7 @@ use ember_core::{
     TemplateBuilder,
 };
 use ember_leak::LeakGate;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
 
 fn builder() -> TemplateBuilder {
     Template::builder(Image::pack("python"))
@@ -77,6 +77,195 @@ fn a_clone_for_which_there_are_not_enough_descriptors_is_an_error_and_leaves_not
         says_something(&another).await;
         another.close().await;
         first.close().await;
+    }));
+}
+
+/// The worker processes that are nobody's yet, or have a guest.
+fn workers() -> Vec<Pid> {
+    let mine = format!("/proc/self/task/{}/children", process::id());
+    let tasks = fs::read_dir("/proc/self/task").unwrap();
+    let children = tasks.map(|task| task.unwrap().path().join("children"));
+    // They belong to the thread that starts them.
+    children
+        .chain([mine.into()])
+        .filter_map(|path| fs::read_to_string(path).ok())
+        .flat_map(|text| {
+            let ids = text.split_whitespace().map(str::parse::<i32>);
+            ids.collect::<Vec<_>>()
+        })
+        .filter_map(|id| Pid::from_raw(id.unwrap()))
+        .collect()
+}
+
+#[test]
+fn a_worker_that_has_not_enough_descriptors_is_an_error_to_one_caller() {
+    ember_leak::isolated!(|| runtime().block_on(async {
+        let template = builder()
+            .placement(Placement::Worker)
+            .build()
+            .await
+            .unwrap();
+        let first = template.fork().await.unwrap();
+        says_something(&first).await;
+        template.fork().await.unwrap().close().await;
+        let gate = gate();
+
+        // Here: each step of handing a guest over fails once.
+        let open = fs::read_dir("/proc/self/fd").unwrap().count() as u64;
+        let mut refused = 0;
+        for more in 0..60 {
+            match with_at_most(Resource::Nofile, open + more, template.fork()).await {
+                Err(error) => assert_exhausted(&error, &format!("{more} more descriptors")),
+                Ok(clone) => {
+                    says_something(&clone).await;
+                    clone.close().await;
+                    break;
+                }
+            }
+            refused += 1;
+        }
+        assert!((1..60).contains(&refused), "{refused} were refused");
+
+        // There: each step of making it.
+        let mut refused = 0;
+        for more in 0..60 {
+            let busy = workers();
+            // Those that are nobody's yet come by themselves, in their own time.
+            let idle = loop {
+                let all = workers();
+                let idle: Vec<Pid> = all.into_iter().filter(|it| is_idle(*it)).collect();
+                if idle.len() >= 2 {
+                    break idle;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            };
+            for worker in idle {
+                let fds = format!("/proc/{}/fd", worker.as_raw_pid());
+                let open = fs::read_dir(fds).unwrap().count() as u64;
+                let current = Some(open + more);
+                let usual = getrlimit(Resource::Nofile);
+                prlimit(Some(worker), Resource::Nofile, Rlimit { current, ..usual }).unwrap();
+            }
+            match template.fork().await {
+                Err(error) => assert_exhausted(&error, &format!("{more} more in the worker")),
+                Ok(clone) => {
+                    says_something(&clone).await;
+                    clone.close().await;
+                    break;
+                }
+            }
+            refused += 1;
+            // The others do not hear of it.
+            says_something(&first).await;
+            assert!(busy.iter().any(|worker| workers().contains(worker)));
+        }
+        assert!(
+            (5..60).contains(&refused),
+            "{refused} were refused in the worker"
+        );
+        first.close().await;
+        gate.check().unwrap();
+        let another = template.fork().await.unwrap();
+        says_something(&another).await;
+        another.close().await;
+    }));
+}
+
+/// Whether a worker has no guest: then it has but one thread.
+fn is_idle(worker: Pid) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{}/task", worker.as_raw_pid()));
+    tasks.is_ok_and(|tasks| tasks.count() == 1)
+}
+
+/// This machine's kernel merges, for as long as there is this value.
+struct Merging(Vec<(String, String)>);
+
+impl Merging {
+    /// All that it may, at once.
+    fn at_once() -> Option<Self> {
+        let mut before = Self(Vec::new());
+        for (name, value) in [
+            ("pages_to_scan", "100000"),
+            ("sleep_millisecs", "10"),
+            ("run", "1"),
+        ] {
+            let path = format!("/sys/kernel/mm/ksm/{name}");
+            let was = fs::read_to_string(&path).ok()?;
+            fs::write(&path, value).ok()?;
+            before.0.push((path, was));
+        }
+        Some(before)
+    }
+}
+
+impl Drop for Merging {
+    fn drop(&mut self) {
+        // 2: what is merged is taken apart.
+        fs::write("/sys/kernel/mm/ksm/run", "2").unwrap();
+        for (path, was) in &self.0 {
+            fs::write(path, was.trim()).unwrap();
+        }
+    }
+}
+
+/// How many pages of this process the kernel has merged with others of the same content.
+fn merged_pages() -> u64 {
+    let text = fs::read_to_string("/proc/self/ksm_merging_pages").unwrap();
+    text.trim().parse().unwrap()
+}
+
+#[test]
+fn equal_pages_are_merged_where_that_is_allowed_and_nowhere_else() {
+    ember_leak::isolated!(|| runtime().block_on(async {
+        const PAGES: u64 = 2048;
+        let Some(_merging) = Merging::at_once() else {
+            println!("not shown: only root may have this machine's kernel merge pages");
+            return;
+        };
+        let fill = format!(
+            "yes 'the same in both' | head -c {}K > /dev/shm/fill",
+            PAGES * 4
+        );
+        let show = Command::from_argv(["sh", "-c", "sha256sum < /dev/shm/fill"]);
+        for is_allowed in [false, true] {
+            let template = builder().mergeable(is_allowed).build().await.unwrap();
+            let clones = template.fork_many(2).await.unwrap();
+            let mut sums = Vec::new();
+            for clone in &clones {
+                let filled = clone.exec(Command::from_argv(["sh", "-c", &fill])).await;
+                assert!(filled.unwrap().success());
+                sums.push(clone.exec(show.clone()).await.unwrap().stdout);
+            }
+            let mut merged = 0;
+            for _ in 0..if is_allowed { 600 } else { 20 } {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                merged = merged.max(merged_pages());
+                if merged >= PAGES {
+                    break;
+                }
+            }
+            // Every page of the one is a page of the other.
+            assert_eq!(merged >= PAGES, is_allowed, "{merged} pages are merged");
+            if !is_allowed {
+                assert_eq!(merged, 0);
+            }
+            // Whoever writes to one has a page of its own again.
+            let write = "printf x | dd of=/dev/shm/fill conv=notrunc bs=1 seek=5000 2>/dev/null";
+            let written = clones[0]
+                .exec(Command::from_argv(["sh", "-c", write]))
+                .await;
+            assert!(written.unwrap().success());
+            let mut after = Vec::new();
+            for clone in &clones {
+                after.push(clone.exec(show.clone()).await.unwrap().stdout);
+            }
+            assert_eq!(sums[0], sums[1]);
+            assert_ne!(after[0], sums[0]);
+            assert_eq!(after[1], sums[1]);
+            for clone in clones {
+                clone.close().await;
+            }
+        }
     }));
 }
 

@@ -1,9 +1,12 @@
 //! A test in a process of its own.
 
 use std::env;
-use std::io::{self, Read, Seek};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::process::{self, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::Duration;
 
 /// Set in the process that is to run a test itself.
 const MARK: &str = "EMBER_LEAK_ISOLATED";
@@ -86,17 +89,60 @@ pub fn run_isolated(path: &str, wrapper: &[&str], body: impl FnOnce()) {
     }
 }
 
+/// How often it is looked whether the process has ended, or has got on.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// Runs `command` to its end. Its output goes to a file, not to a pipe, which something that was
-/// left behind could keep open.
+/// left behind could keep open. What it says of its [progress] is passed on at once.
 fn run(mut command: Command) -> io::Result<(ExitStatus, String)> {
-    let mut file = tempfile::tempfile()?;
+    let file = tempfile::tempfile()?;
     command
         .stdin(Stdio::null())
         .stdout(file.try_clone()?)
         .stderr(file.try_clone()?);
-    let status = command.status()?;
+    let mut child = command.spawn()?;
     let mut output = Vec::new();
-    file.rewind()?;
-    file.read_to_end(&mut output)?;
-    Ok((status, String::from_utf8_lossy(&output).into_owned()))
+    loop {
+        let status = child.try_wait()?;
+        let known = output.len();
+        let mut part = [0; 8192];
+        loop {
+            match file.read_at(&mut part, output.len() as u64)? {
+                0 => break,
+                count => output.extend_from_slice(&part[..count]),
+            }
+        }
+        tell(&output, known)?;
+        if let Some(status) = status {
+            return Ok((status, String::from_utf8_lossy(&output).into_owned()));
+        }
+        thread::sleep(LOOK);
+    }
+}
+
+/// What lines begin with that are passed on.
+const PROGRESS: &str = "progress: ";
+
+/// Says how far a test of minutes has got: on standard output itself, which no test harness holds
+/// back until the end.
+pub fn progress(what: &str) {
+    // Nobody may be listening.
+    let _ = writeln!(io::stdout().lock(), "{PROGRESS}{what}");
+}
+
+/// Passes on what has been said of progress in `output` in lines that end behind `known`.
+fn tell(output: &[u8], known: usize) -> io::Result<()> {
+    let is_end = |byte: &u8| *byte == b'\n';
+    let begin = output[..known]
+        .iter()
+        .rposition(is_end)
+        .map_or(0, |at| at + 1);
+    let end = output.iter().rposition(is_end).map_or(0, |at| at + 1);
+    let new = output.get(begin..end).unwrap_or_default();
+    for line in String::from_utf8_lossy(new).lines() {
+        if let Some(at) = line.find(PROGRESS) {
+            writeln!(io::stdout().lock(), "{}", &line[at..])?;
+        }
+    }
+    Ok(())
 }

@@ -45,6 +45,7 @@ use std::time::{Duration, Instant};
 
 pub use census::{ANONYMOUS_BYTES_TOLERANCE, ANONYMOUS_COUNT_TOLERANCE, Kind};
 use census::{Census, Places};
+pub use isolate::progress;
 #[doc(hidden)]
 pub use isolate::run_isolated;
 

@@ -1,7 +1,7 @@
 //! Test suites, each in a lab of its own, several labs at once.
 
 use std::collections::VecDeque;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -69,6 +69,24 @@ pub(crate) fn run_suites(mut suites: Vec<Suite>) -> Report {
     total.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What tests say of how far they have got, wherever in a line (`ember_leak::progress`).
+const PROGRESS: &str = "progress: ";
+
+/// Reads what a suite says, to its end. How far it has got is said at once.
+fn follow(reader: impl Read, name: &str, output: &mut Vec<u8>) -> io::Result<()> {
+    let mut reader = BufReader::new(reader);
+    loop {
+        let begin = output.len();
+        if reader.read_until(b'\n', output)? == 0 {
+            return Ok(());
+        }
+        let line = String::from_utf8_lossy(&output[begin..]);
+        if let Some(at) = line.find(PROGRESS) {
+            say!("{name}: {}", line[at + PROGRESS.len()..].trim_end());
+        }
+    }
+}
+
 fn one(suite: &Suite, alone: bool) -> Result<Report> {
     let scratch = dirs::Scratch::below(&results_directory()?.join("suites"))?;
     let (list, results) = (scratch.path().join("list"), scratch.path().join("results"));
@@ -86,13 +104,13 @@ fn one(suite: &Suite, alone: bool) -> Result<Report> {
         command.status()
     } else {
         say!("running {}", suite.name);
-        let (mut reader, writer) = io::pipe().context("making a pipe")?;
+        let (reader, writer) = io::pipe().context("making a pipe")?;
         command.stdout(writer.try_clone()?).stderr(writer);
         let child = command.spawn();
         // The pipe's end that it holds would keep it from ending.
         drop(command);
         let mut output = Vec::new();
-        let read = reader.read_to_end(&mut output);
+        let read = follow(reader, &suite.name, &mut output);
         io::stdout().lock().write_all(&output)?;
         read.context("reading what a lab prints")?;
         child.and_then(|mut child| child.wait())

@@ -24,7 +24,7 @@ async fn answers(clone: &Sandbox, number: usize) {
 /// Said now and then, so that a run of an hour is seen to get on.
 fn tell(what: &str, done: usize, of: usize) {
     if done > 0 && done.is_multiple_of(100) && of > 100 {
-        println!("{what}: {done} of {of}");
+        ember_leak::progress(&format!("{what}: {done} of {of}"));
     }
 }
 
@@ -85,7 +85,7 @@ pub(crate) fn many_at_once_leave_nothing_behind(count: usize) {
     let many = |count| {
         runtime().block_on(async {
             let clones = template.fork_many(count).await.unwrap();
-            println!("{count} clones are there");
+            ember_leak::progress(&format!("{count} clones are there"));
             let mut seen = std::collections::HashSet::new();
             for (number, clone) in clones.iter().enumerate() {
                 clone.ping().await.unwrap();

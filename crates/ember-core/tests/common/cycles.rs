@@ -16,6 +16,9 @@ pub(crate) fn leave_nothing_behind(count: usize) {
                 let output = sandbox.exec(command).await.unwrap();
                 assert_eq!(output.stdout, *format!("{cycle}\n"));
                 sandbox.close().await;
+                if cycle % 20 == 19 {
+                    ember_leak::progress(&format!("booted and closed: {} of {count}", cycle + 1));
+                }
             }
         });
     };

@@ -73,6 +73,9 @@ pub(crate) fn snapshots_of_a_busy_guest_lose_nothing(vcpus: u8, rounds: usize) {
             };
             gets_on(&clone, &format!("the clone of round {round}")).await;
             clone.close().await;
+            if round % 20 == 19 {
+                ember_leak::progress(&format!("saved at work: {} of {rounds}", round + 1));
+            }
         }
         gets_on(&parent, "at the end").await;
         parent.close().await;
