@@ -33,8 +33,9 @@ pub(crate) struct Common {
     #[arg(long, global = true)]
     pub(crate) json: bool,
     /// The root file system: a pack's name, the name of an image in a registry (`debian:12`,
-    /// `oci:debian`), or a path: of a directory, a tar file, or a squashfs, erofs or ext4 file
-    /// [default: the pack for the program's language, else python].
+    /// `oci:debian`), names of packages of Debian (`packages:git,make`), or a path: of a directory,
+    /// a tar file, or a squashfs, erofs or ext4 file [default: the pack for the program's language,
+    /// else python].
     #[arg(long, global = true, value_name = "IMAGE", value_parser = image)]
     pub(crate) image: Option<Image>,
     /// The recipe of a pack, to be used as the root file system.

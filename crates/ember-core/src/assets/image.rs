@@ -69,21 +69,26 @@ impl Image {
     }
 
     /// These packages of Debian, all that they depend on, and what every pack has, as they are
-    /// unpacked: what a package
-    /// would do when it is installed is not done. [`recipe`](Self::recipe) says more.
+    /// unpacked: what a package would do when it is installed is not done. Their order does not
+    /// matter. [`recipe`](Self::recipe) says more.
     pub fn packages<S: Into<String>>(names: impl IntoIterator<Item = S>) -> Self {
-        Self(Source::Packages(
-            names.into_iter().map(Into::into).collect(),
-        ))
+        let mut names: Vec<String> = names.into_iter().map(Into::into).collect();
+        names.sort();
+        names.dedup();
+        Self(Source::Packages(names))
     }
 
     /// What people mean when they write `text`: a path if it begins with a slash or a dot or is
     /// one, then a directory, a tar file or a file system, as is found there; else the name of
     /// an image in a registry if it has a slash or a colon; else that of a pack. `oci:` before it
-    /// says that it is in a registry.
+    /// says that it is in a registry, and `packages:` that it is names of packages, with commas
+    /// between them.
     pub fn named(text: &str) -> Self {
         if let Some(name) = text.strip_prefix("oci:") {
             return Self::oci(name);
+        }
+        if let Some(names) = text.strip_prefix(PACKAGES_OF) {
+            return Self::packages(names.split(','));
         }
         let path = Path::new(text);
         let is_path = text.starts_with(['/', '.']) || (text.contains('/') && path.exists());
@@ -96,6 +101,9 @@ impl Image {
         }
     }
 }
+
+/// What stands before the names of packages.
+const PACKAGES_OF: &str = "packages:";
 
 /// Whether a file begins as a file system does. What cannot be read is said where it is used.
 fn is_file_system(path: &Path) -> bool {
@@ -117,12 +125,12 @@ impl From<OciImage> for Image {
 }
 
 impl fmt::Display for Image {
-    /// Its name, or the file's.
+    /// Its name, or the file's, as [`named`](Self::named) reads it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Source::Pack(name) => f.write_str(name),
             Source::Registry(image) => f.write_str(&image.0.name),
-            Source::Packages(names) => f.write_str(&names.join(" ")),
+            Source::Packages(names) => write!(f, "{PACKAGES_OF}{}", names.join(",")),
             Source::Recipe(path)
             | Source::File(path)
             | Source::Archive(path)
@@ -185,7 +193,11 @@ pub(super) fn prepare(
     match &image.0 {
         Source::Pack(name) => pack(assets, &Shelf::of_user().find(name)?, renew),
         Source::Recipe(path) => pack(assets, &Shelf::of_user().read(path)?, renew),
-        Source::Packages(names) => pack(assets, &Shelf::of_packages(names)?, renew),
+        Source::Packages(names) => {
+            let recipe = Shelf::of_packages(names)?;
+            let name = image.to_string();
+            follow(assets, &Build::of(&recipe).known_as(&name), renew)
+        }
         Source::Registry(image) => import::registry(assets, &image.0, renew),
         Source::Archive(path) => import::archive(assets, path),
         Source::Directory(path) => import::directory(assets, path),
@@ -254,6 +266,8 @@ struct Build<'a> {
     /// What says in the cache what came of it when it was followed last. Which versions the
     /// packages have is asked only when there is nothing: an image does not change under its users.
     pointer: String,
+    /// What it is asked for as, if that is not the recipe's name.
+    known_as: Option<&'a str>,
 }
 
 impl<'a> Build<'a> {
@@ -265,14 +279,21 @@ impl<'a> Build<'a> {
             recipe,
             pointer: format!("images/{}-{}", recipe.name, digest(&made_of)),
             made_of,
+            known_as: None,
         }
+    }
+
+    fn known_as(mut self, name: &'a str) -> Self {
+        self.known_as = Some(name);
+        self
     }
 
     /// What was built before.
     fn found(&self, assets: &Assets) -> Result<Option<ReadyImage>, AssetError> {
-        let Some(key) = assets.cache.pointer(&self.pointer)? else {
+        let Some(text) = assets.cache.pointer(&self.pointer)? else {
             return Ok(None);
         };
+        let (key, _) = pointed(&text);
         let directory = assets.cache.root().join("images").join(key);
         match directory.is_dir() {
             true => self.ready(&directory).map(Some),
@@ -317,8 +338,11 @@ pub(super) fn pack(
     recipe: &Recipe,
     renew: bool,
 ) -> Result<ReadyImage, AssetError> {
-    let cache = &assets.cache;
-    let build = Build::of(recipe);
+    follow(assets, &Build::of(recipe), renew)
+}
+
+fn follow(assets: &Assets, build: &Build<'_>, renew: bool) -> Result<ReadyImage, AssetError> {
+    let (cache, recipe) = (&assets.cache, build.recipe);
     if !renew && let Some(image) = build.found(assets)? {
         return Ok(image);
     }
@@ -350,9 +374,18 @@ pub(super) fn pack(
         let image = directory.join(FILE);
         pack::build(recipe, &packages, &scratch, &image, &assets.progress)
     })?;
-    cache.set_pointer(&build.pointer, &key)?;
+    let text = match build.known_as {
+        Some(name) => format!("{key} {name}"),
+        None => key,
+    };
+    cache.set_pointer(&build.pointer, &text)?;
     apt.clean()?;
     build.ready(&directory)
+}
+
+/// Key and name of what a pointer says. Of a pack's it says no name: that is the pack's.
+pub(super) fn pointed(text: &str) -> (&str, &str) {
+    text.split_once(' ').unwrap_or((text, ""))
 }
 
 /// 128 bits of SHA-256 over `parts`, each with its length before it.

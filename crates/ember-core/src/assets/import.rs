@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::image::{FILE, digest, read_error};
+use super::image::{FILE, digest, pointed, read_error};
 use super::layers::{LayerError, Layers, LeftOut};
 use super::oci::{self, Oci};
 use super::tree::{Entry, Node, Owners};
@@ -41,6 +41,8 @@ pub(super) struct Contents {
 pub enum ImageKind {
     /// Packages of Debian, by a recipe.
     Pack,
+    /// Packages of Debian that were asked for by their names.
+    Packages,
     /// A registry.
     Registry,
     /// An archive of a root file system.
@@ -55,6 +57,7 @@ impl std::fmt::Display for ImageKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.pad(match self {
             Self::Pack => "pack",
+            Self::Packages => "packages",
             Self::Registry => "registry",
             Self::Archive => "archive",
             Self::Directory => "directory",
@@ -238,11 +241,6 @@ fn keep(
 fn pointer(parts: &[&str]) -> String {
     let parts: Vec<String> = parts.iter().map(|&part| part.to_owned()).collect();
     format!("images/{POINTER}{}", digest(&parts))
-}
-
-/// Key and name of what a pointer says.
-fn pointed(text: &str) -> (&str, &str) {
-    text.split_once(' ').unwrap_or((text, ""))
 }
 
 /// All pointers to images that others have made: the pointer's path in the cache, key and name.
