@@ -8,7 +8,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::apt::Apt;
-use super::oci::OciImage;
+use super::oci::{self, OciImage, Saved, SavedImage};
 use super::recipe::{Recipe, Shelf};
 use super::{AssetError, Assets};
 use super::{ImageConfig, import, pack};
@@ -28,6 +28,7 @@ enum Source {
     Archive(PathBuf),
     Directory(PathBuf),
     Packages(Vec<String>),
+    Saved(Saved),
 }
 
 impl Image {
@@ -68,6 +69,14 @@ impl Image {
         Self(Source::Directory(path.into()))
     }
 
+    /// The image that is an OCI layout, or that `docker save` wrote, at `path`: a directory, or a tar
+    /// file, plain or compressed by gzip or Zstandard. It becomes an image of Ember's when it is first
+    /// needed, and again when anything there was changed. [`SavedImage`] says more of it, such as
+    /// which one of several.
+    pub fn saved(path: impl Into<PathBuf>) -> Self {
+        SavedImage::new(path).into()
+    }
+
     /// These packages of Debian, all that they depend on, and what every pack has, as they are
     /// unpacked: what a package would do when it is installed is not done. Their order does not
     /// matter. [`recipe`](Self::recipe) says more.
@@ -79,8 +88,9 @@ impl Image {
     }
 
     /// What people mean when they write `text`: a path if it begins with a slash or a dot or is
-    /// one, then a directory, a tar file or a file system, as is found there; else the name of
-    /// an image in a registry if it has a slash or a colon; else that of a pack. `oci:` before it
+    /// one, then a directory, a tar file or a file system, as is found there, or, in a directory or
+    /// tar file, an image that was [saved](Self::saved), of which a colon and its tag may follow the
+    /// path; else the name of an image in a registry if it has a slash or a colon; else that of a pack. `oci:` before it
     /// says that it is in a registry, and `packages:` that it is names of packages, with commas
     /// between them.
     pub fn named(text: &str) -> Self {
@@ -93,6 +103,12 @@ impl Image {
         let path = Path::new(text);
         let is_path = text.starts_with(['/', '.']) || (text.contains('/') && path.exists());
         match is_path {
+            true if !path.exists()
+                && let Some((path, tag)) = tagged(text) =>
+            {
+                SavedImage::new(path).tag(tag).into()
+            }
+            true if oci::is_saved(path) => Self::saved(path),
             true if path.is_dir() => Self::directory(path),
             true if !is_file_system(path) => Self::archive(path),
             true => Self::file(path),
@@ -100,6 +116,13 @@ impl Image {
             false => Self::pack(text),
         }
     }
+}
+
+/// A path and a tag, if there is something at the path.
+fn tagged(text: &str) -> Option<(&Path, &str)> {
+    let (path, tag) = text.rsplit_once(':')?;
+    let path = Path::new(path);
+    path.exists().then_some((path, tag))
 }
 
 /// What stands before the names of packages.
@@ -118,6 +141,12 @@ fn is_file_system(path: &Path) -> bool {
         || has(1080, &[0x53, 0xef])
 }
 
+impl From<SavedImage> for Image {
+    fn from(image: SavedImage) -> Self {
+        Self(Source::Saved(image.0))
+    }
+}
+
 impl From<OciImage> for Image {
     fn from(image: OciImage) -> Self {
         Self(Source::Registry(image))
@@ -130,6 +159,7 @@ impl fmt::Display for Image {
         match &self.0 {
             Source::Pack(name) => f.write_str(name),
             Source::Registry(image) => f.write_str(&image.0.name),
+            Source::Saved(saved) => f.write_str(&saved.name(&saved.path)),
             Source::Packages(names) => write!(f, "{PACKAGES_OF}{}", names.join(",")),
             Source::Recipe(path)
             | Source::File(path)
@@ -199,6 +229,7 @@ pub(super) fn prepare(
             follow(assets, &Build::of(&recipe).known_as(&name), renew)
         }
         Source::Registry(image) => import::registry(assets, &image.0, renew),
+        Source::Saved(saved) => import::saved(assets, saved),
         Source::Archive(path) => import::archive(assets, path),
         Source::Directory(path) => import::directory(assets, path),
         Source::File(path) => {
