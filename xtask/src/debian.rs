@@ -44,7 +44,7 @@ pub(crate) const LAB_TOOLS: [Tool; 2] = [
 ];
 
 /// What tests of images need besides.
-pub(crate) const TEST_TOOLS: [Tool; 2] = [
+pub(crate) const TEST_TOOLS: [Tool; 4] = [
     Tool {
         package: "docker-registry",
         why: "images are pulled from a real registry",
@@ -55,6 +55,18 @@ pub(crate) const TEST_TOOLS: [Tool; 2] = [
         package: "mmdebstrap",
         why: "a Debian that is not Ember's own is made an image",
         present: || has_program("mmdebstrap"),
+        backports: false,
+    },
+    Tool {
+        package: "umoci",
+        why: "images in files are made by a tool that is not Ember's",
+        present: || has_program("umoci"),
+        backports: false,
+    },
+    Tool {
+        package: "skopeo",
+        why: "images in files are brought from one form into the other",
+        present: || has_program("skopeo"),
         backports: false,
     },
 ];

@@ -22,6 +22,9 @@ pub(crate) const PACKS: &[&str] = &["python", "javascript", "bash"];
 /// Those that the tests need which take longer: over half a gigabyte of packages.
 pub(crate) const STRESS_PACKS: &[&str] = &["typescript", "csharp", "cpp", "rust", "go", "ruby"];
 
+/// The packages that tests have an image of.
+const TESTED_PACKAGES: &str = "packages:bc";
+
 /// Packages whose tests have sandboxes, which run where the environment says.
 const PLACED: [&str; 3] = ["ember-core", "ember-cli", "ember-embed"];
 
@@ -303,7 +306,29 @@ pub(crate) fn prepare_beside(ember: Option<&Path>) -> Result<()> {
 /// Root file systems, made by the command line that was built.
 fn packs(ember: &Path, packs: &[&str]) -> Result<()> {
     ember_prepare(ember, packs)?;
-    foreign_image(ember)
+    foreign_image(ember)?;
+    packages_image(ember)
+}
+
+/// The image of packages that tests ask for by their names, unless it is there: to build it looks
+/// for newer packages each time.
+fn packages_image(ember: &Path) -> Result<()> {
+    let listed = Command::new(ember)
+        .args(["image", "ls", "--json"])
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("starting {}", ember.display()))?;
+    let listed: serde_json::Value =
+        serde_json::from_slice(&listed.stdout).context("reading the list of images")?;
+    let mut names = listed
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|it| it["names"].as_array());
+    if names.any(|names| names.iter().any(|name| name == TESTED_PACKAGES)) {
+        return Ok(());
+    }
+    build_image(ember, Path::new("bc"))
 }
 
 /// A Debian that is not of Ember's making, as the tests of images want it: made once by Debian's own
@@ -331,10 +356,13 @@ fn foreign_archive() -> Result<PathBuf> {
 
 /// The same, imported as it is.
 fn foreign_image(ember: &Path) -> Result<()> {
-    let archive = foreign_archive()?;
+    build_image(ember, &foreign_archive()?)
+}
+
+fn build_image(ember: &Path, from: &Path) -> Result<()> {
     let status = Command::new(ember)
         .args(["image", "build"])
-        .arg(&archive)
+        .arg(from)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .status()

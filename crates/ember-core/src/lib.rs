@@ -63,7 +63,7 @@ mod verdict;
 
 pub use assets::{
     Assets, Image, ImageConfig, ImageKind, Kernel, OciImage, Pack, Prune, ReadyImage, ReadyKernel,
-    StoredImage,
+    SavedImage, StoredImage,
 };
 pub use backing::Backing;
 pub use code::Code;

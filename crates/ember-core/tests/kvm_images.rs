@@ -127,6 +127,59 @@ fn an_image_of_a_registry_runs_as_it_says_of_itself() {
     assert!(file.starts_with(assets.directory()));
 }
 
+/// In the form that `docker save` had for longest. What there is of others is tested without a guest.
+#[test]
+fn an_image_that_was_saved_runs_as_it_says_of_itself() {
+    let busybox = fs::read("/bin/busybox").expect("install the package busybox-static");
+    let content = layer(&[
+        ("bin/", Made::Directory(0o755)),
+        ("bin/busybox", Made::File(0o755, &busybox)),
+        ("bin/sh", Made::HardLink("bin/busybox")),
+        ("work/", Made::Directory(0o755)),
+    ]);
+    let place = tempfile::tempdir().unwrap();
+    let of_layer = registry::digest(&content);
+    let config = format!(
+        r#"{{"os":"linux","architecture":"amd64","rootfs":{{"diff_ids":["{of_layer}"]}},"config":{{
+            "Entrypoint":["/bin/sh","-c"],"Cmd":["echo $A in $PWD by $USER_ID"],
+            "Env":["A=saved","USER_ID=77"],"User":"77:88","WorkingDir":"/work"}}}}"#
+    );
+    fs::write(place.path().join("layer.tar"), content).unwrap();
+    fs::write(place.path().join("config.json"), config).unwrap();
+    let manifest = r#"[{"Config":"config.json","RepoTags":["tool:1"],"Layers":["layer.tar"]}]"#;
+    fs::write(place.path().join("manifest.json"), manifest).unwrap();
+    let image = Image::saved(place.path());
+    runtime().block_on(async {
+        let builder = Sandbox::builder(image).assets(Assets::of_user().unwrap());
+        let sandbox = builder.memory(ByteSize::mib(128)).boot().await.unwrap();
+        let command = sandbox.entry_point::<&str>([]).unwrap();
+        let output = sandbox.exec(command).await.unwrap();
+        assert_eq!(output.stdout, "saved in /work by 77\n", "{output:?}");
+        let ids = sandbox
+            .entry_point(["busybox id -u; busybox id -g"])
+            .unwrap();
+        assert_eq!(sandbox.exec(ids).await.unwrap().stdout, "77\n88\n");
+        sandbox.close().await;
+    });
+}
+
+/// `cargo xtask test` has the image built, which takes a network.
+#[test]
+fn packages_run_with_what_they_need_and_what_every_pack_has() {
+    runtime().block_on(async {
+        let builder = Sandbox::builder(Image::packages(["bc"]));
+        let builder = builder.assets(Assets::of_user().unwrap());
+        let sandbox = builder.memory(ByteSize::mib(128)).boot().await.unwrap();
+        assert_eq!(said(&sandbox, "echo '6 * 7' | bc -q").await, "42\n");
+        assert_eq!(said(&sandbox, "id -un").await, "root\n");
+        // The account that every pack has.
+        let command = Command::from_argv(["bash", "-c", "cd ~; id -un; pwd; touch x"]);
+        let output = sandbox.exec(command.user("user")).await.unwrap();
+        assert_eq!(output.stdout, "user\n/home/user\n", "{output:?}");
+        sandbox.close().await;
+    });
+}
+
 /// `cargo xtask test` has `mmdebstrap` make it, and has it imported, which takes long where there is
 /// no hardware to help.
 #[test]

@@ -33,8 +33,10 @@ pub(crate) struct Common {
     #[arg(long, global = true)]
     pub(crate) json: bool,
     /// The root file system: a pack's name, the name of an image in a registry (`debian:12`,
-    /// `oci:debian`), or a path: of a directory, a tar file, or a squashfs, erofs or ext4 file
-    /// [default: the pack for the program's language, else python].
+    /// `oci:debian`), names of packages of Debian (`packages:git,make`), or a path: of a directory
+    /// or tar file, which has a root file system or is an image (an OCI layout, or of `docker save`;
+    /// `:TAG` behind it is one of several), or of a squashfs, erofs or ext4 file [default: the pack
+    /// for the program's language, else python].
     #[arg(long, global = true, value_name = "IMAGE", value_parser = image)]
     pub(crate) image: Option<Image>,
     /// The recipe of a pack, to be used as the root file system.
@@ -267,10 +269,11 @@ pub(crate) enum Lang {
 pub(crate) enum ImageAction {
     /// Fetch an image from its registry, also if its name stood for another before.
     Pull(Pull),
-    /// Make an image of a directory, a tar file or packages of Debian.
+    /// Make an image of a directory, a tar file, an image in files, or packages of Debian.
     Build {
-        /// The directory or tar file, or the names of packages.
-        #[arg(value_name = "PATH|PACKAGE", required = true)]
+        /// The directory or tar file, which has a root file system, or an image as an OCI layout or
+        /// as `docker save` writes it, one of several by its tag; or the names of packages.
+        #[arg(value_name = "PATH[:TAG]|PACKAGE", required = true)]
         from: Vec<String>,
     },
     /// List the images that are kept.

@@ -25,7 +25,7 @@ pub(crate) fn image(action: &ImageAction, common: &Common) -> Result<ExitCode> {
         }
         ImageAction::Build { from } => {
             let image = match from.as_slice() {
-                [path] if Path::new(path).exists() => Image::named(&with_slash(path)),
+                [path] if is_path(path) => Image::named(&with_slash(path)),
                 names => Image::packages(names),
             };
             told(&assets()?.renew_image(&image)?, common)
@@ -33,6 +33,15 @@ pub(crate) fn image(action: &ImageAction, common: &Common) -> Result<ExitCode> {
         ImageAction::Ls => list(common),
         ImageAction::Prune { all, unused_for } => prune(*all, *unused_for, common),
     }
+}
+
+/// Whether something is there, also if a tag follows it. (The names of packages have no colon.)
+fn is_path(text: &str) -> bool {
+    let before = text.rsplit_once(':').map(|(path, _)| path);
+    [Some(text), before]
+        .into_iter()
+        .flatten()
+        .any(|it| Path::new(it).exists())
 }
 
 /// A name that is one of a path, also of one that is right here.

@@ -8,7 +8,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::apt::Apt;
-use super::oci::OciImage;
+use super::oci::{self, OciImage, Saved, SavedImage};
 use super::recipe::{Recipe, Shelf};
 use super::{AssetError, Assets};
 use super::{ImageConfig, import, pack};
@@ -28,6 +28,7 @@ enum Source {
     Archive(PathBuf),
     Directory(PathBuf),
     Packages(Vec<String>),
+    Saved(Saved),
 }
 
 impl Image {
@@ -68,26 +69,46 @@ impl Image {
         Self(Source::Directory(path.into()))
     }
 
+    /// The image that is an OCI layout, or that `docker save` wrote, at `path`: a directory, or a tar
+    /// file, plain or compressed by gzip or Zstandard. It becomes an image of Ember's when it is first
+    /// needed, and again when anything there was changed. [`SavedImage`] says more of it, such as
+    /// which one of several.
+    pub fn saved(path: impl Into<PathBuf>) -> Self {
+        SavedImage::new(path).into()
+    }
+
     /// These packages of Debian, all that they depend on, and what every pack has, as they are
-    /// unpacked: what a package
-    /// would do when it is installed is not done. [`recipe`](Self::recipe) says more.
+    /// unpacked: what a package would do when it is installed is not done. Their order does not
+    /// matter. [`recipe`](Self::recipe) says more.
     pub fn packages<S: Into<String>>(names: impl IntoIterator<Item = S>) -> Self {
-        Self(Source::Packages(
-            names.into_iter().map(Into::into).collect(),
-        ))
+        let mut names: Vec<String> = names.into_iter().map(Into::into).collect();
+        names.sort();
+        names.dedup();
+        Self(Source::Packages(names))
     }
 
     /// What people mean when they write `text`: a path if it begins with a slash or a dot or is
-    /// one, then a directory, a tar file or a file system, as is found there; else the name of
-    /// an image in a registry if it has a slash or a colon; else that of a pack. `oci:` before it
-    /// says that it is in a registry.
+    /// one, then a directory, a tar file or a file system, as is found there, or, in a directory or
+    /// tar file, an image that was [saved](Self::saved), of which a colon and its tag may follow the
+    /// path; else the name of an image in a registry if it has a slash or a colon; else that of a pack. `oci:` before it
+    /// says that it is in a registry, and `packages:` that it is names of packages, with commas
+    /// between them.
     pub fn named(text: &str) -> Self {
         if let Some(name) = text.strip_prefix("oci:") {
             return Self::oci(name);
         }
+        if let Some(names) = text.strip_prefix(PACKAGES_OF) {
+            return Self::packages(names.split(','));
+        }
         let path = Path::new(text);
         let is_path = text.starts_with(['/', '.']) || (text.contains('/') && path.exists());
         match is_path {
+            true if !path.exists()
+                && let Some((path, tag)) = tagged(text) =>
+            {
+                SavedImage::new(path).tag(tag).into()
+            }
+            true if oci::is_saved(path) => Self::saved(path),
             true if path.is_dir() => Self::directory(path),
             true if !is_file_system(path) => Self::archive(path),
             true => Self::file(path),
@@ -96,6 +117,16 @@ impl Image {
         }
     }
 }
+
+/// A path and a tag, if there is something at the path.
+fn tagged(text: &str) -> Option<(&Path, &str)> {
+    let (path, tag) = text.rsplit_once(':')?;
+    let path = Path::new(path);
+    path.exists().then_some((path, tag))
+}
+
+/// What stands before the names of packages.
+const PACKAGES_OF: &str = "packages:";
 
 /// Whether a file begins as a file system does. What cannot be read is said where it is used.
 fn is_file_system(path: &Path) -> bool {
@@ -110,6 +141,12 @@ fn is_file_system(path: &Path) -> bool {
         || has(1080, &[0x53, 0xef])
 }
 
+impl From<SavedImage> for Image {
+    fn from(image: SavedImage) -> Self {
+        Self(Source::Saved(image.0))
+    }
+}
+
 impl From<OciImage> for Image {
     fn from(image: OciImage) -> Self {
         Self(Source::Registry(image))
@@ -117,12 +154,13 @@ impl From<OciImage> for Image {
 }
 
 impl fmt::Display for Image {
-    /// Its name, or the file's.
+    /// Its name, or the file's, as [`named`](Self::named) reads it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Source::Pack(name) => f.write_str(name),
             Source::Registry(image) => f.write_str(&image.0.name),
-            Source::Packages(names) => f.write_str(&names.join(" ")),
+            Source::Saved(saved) => f.write_str(&saved.name(&saved.path)),
+            Source::Packages(names) => write!(f, "{PACKAGES_OF}{}", names.join(",")),
             Source::Recipe(path)
             | Source::File(path)
             | Source::Archive(path)
@@ -185,8 +223,13 @@ pub(super) fn prepare(
     match &image.0 {
         Source::Pack(name) => pack(assets, &Shelf::of_user().find(name)?, renew),
         Source::Recipe(path) => pack(assets, &Shelf::of_user().read(path)?, renew),
-        Source::Packages(names) => pack(assets, &Shelf::of_packages(names)?, renew),
+        Source::Packages(names) => {
+            let recipe = Shelf::of_packages(names)?;
+            let name = image.to_string();
+            follow(assets, &Build::of(&recipe).known_as(&name), renew)
+        }
         Source::Registry(image) => import::registry(assets, &image.0, renew),
+        Source::Saved(saved) => import::saved(assets, saved),
         Source::Archive(path) => import::archive(assets, path),
         Source::Directory(path) => import::directory(assets, path),
         Source::File(path) => {
@@ -254,6 +297,8 @@ struct Build<'a> {
     /// What says in the cache what came of it when it was followed last. Which versions the
     /// packages have is asked only when there is nothing: an image does not change under its users.
     pointer: String,
+    /// What it is asked for as, if that is not the recipe's name.
+    known_as: Option<&'a str>,
 }
 
 impl<'a> Build<'a> {
@@ -265,14 +310,21 @@ impl<'a> Build<'a> {
             recipe,
             pointer: format!("images/{}-{}", recipe.name, digest(&made_of)),
             made_of,
+            known_as: None,
         }
+    }
+
+    fn known_as(mut self, name: &'a str) -> Self {
+        self.known_as = Some(name);
+        self
     }
 
     /// What was built before.
     fn found(&self, assets: &Assets) -> Result<Option<ReadyImage>, AssetError> {
-        let Some(key) = assets.cache.pointer(&self.pointer)? else {
+        let Some(text) = assets.cache.pointer(&self.pointer)? else {
             return Ok(None);
         };
+        let (key, _) = pointed(&text);
         let directory = assets.cache.root().join("images").join(key);
         match directory.is_dir() {
             true => self.ready(&directory).map(Some),
@@ -317,8 +369,11 @@ pub(super) fn pack(
     recipe: &Recipe,
     renew: bool,
 ) -> Result<ReadyImage, AssetError> {
-    let cache = &assets.cache;
-    let build = Build::of(recipe);
+    follow(assets, &Build::of(recipe), renew)
+}
+
+fn follow(assets: &Assets, build: &Build<'_>, renew: bool) -> Result<ReadyImage, AssetError> {
+    let (cache, recipe) = (&assets.cache, build.recipe);
     if !renew && let Some(image) = build.found(assets)? {
         return Ok(image);
     }
@@ -350,9 +405,18 @@ pub(super) fn pack(
         let image = directory.join(FILE);
         pack::build(recipe, &packages, &scratch, &image, &assets.progress)
     })?;
-    cache.set_pointer(&build.pointer, &key)?;
+    let text = match build.known_as {
+        Some(name) => format!("{key} {name}"),
+        None => key,
+    };
+    cache.set_pointer(&build.pointer, &text)?;
     apt.clean()?;
     build.ready(&directory)
+}
+
+/// Key and name of what a pointer says. Of a pack's it says no name: that is the pack's.
+pub(super) fn pointed(text: &str) -> (&str, &str) {
+    text.split_once(' ').unwrap_or((text, ""))
 }
 
 /// 128 bits of SHA-256 over `parts`, each with its length before it.

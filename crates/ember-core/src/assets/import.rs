@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::image::{FILE, digest, read_error};
+use super::image::{FILE, digest, pointed, read_error};
 use super::layers::{LayerError, Layers, LeftOut};
-use super::oci::{self, Oci};
+use super::oci::{self, Files, Oci, Saved, SavedError};
 use super::tree::{Entry, Node, Owners};
 use super::{AssetError, Assets, ImageConfig, ReadyImage, decompress, squashfs};
 use crate::Account;
@@ -41,12 +41,16 @@ pub(super) struct Contents {
 pub enum ImageKind {
     /// Packages of Debian, by a recipe.
     Pack,
+    /// Packages of Debian that were asked for by their names.
+    Packages,
     /// A registry.
     Registry,
     /// An archive of a root file system.
     Archive,
     /// A directory.
     Directory,
+    /// Files of an image: an OCI layout, or what `docker save` writes.
+    Saved,
 }
 
 use ImageKind as Kind;
@@ -55,19 +59,28 @@ impl std::fmt::Display for ImageKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.pad(match self {
             Self::Pack => "pack",
+            Self::Packages => "packages",
             Self::Registry => "registry",
             Self::Archive => "archive",
             Self::Directory => "directory",
+            Self::Saved => "saved",
         })
     }
 }
 
 /// Why an archive or directory did not become an image.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot make an image of {}: {source}", path.display())]
+#[error("cannot make an image of {}", path.display())]
 pub(crate) struct ImportError {
     path: PathBuf,
-    source: LayerError,
+    source: Problem,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+enum Problem {
+    Layer(#[from] LayerError),
+    Saved(#[from] SavedError),
 }
 
 /// An image of a registry. The registry is asked if it was not before, or if `renew` says so: an
@@ -93,10 +106,10 @@ pub(super) fn registry(assets: &Assets, oci: &Oci, renew: bool) -> Result<ReadyI
         ..Contents::of(Kind::Registry)
     };
     let key = format!("oci-{}.{FORMAT}", told.key);
-    keep(assets, &key, &contents, || {
+    keep(assets, &key, || {
         let (root, left_out) = oci.layers(&told, &place, progress)?;
         notice(assets, &name, left_out);
-        Ok(root)
+        Ok((root, contents))
     })?;
     assets
         .cache
@@ -113,12 +126,12 @@ pub(super) fn archive(assets: &Assets, path: &Path) -> Result<ReadyImage, AssetE
         "archive-{}",
         digest(&[FORMAT.to_string(), stamp.to_string()])
     );
-    let contents = Contents::of(Kind::Archive);
-    made(assets, Kind::Archive, path, &key, &contents, || {
+    let name = path.display().to_string();
+    made(assets, Kind::Archive, &name, &key, || {
         let place = assets.cache.directory("images")?;
-        let wrong = |source| ImportError {
+        let wrong = |source: LayerError| ImportError {
             path: path.clone(),
-            source,
+            source: source.into(),
         };
         let spool = |error| wrong(LayerError::Spool(error));
         let mut layers = Layers::new(&place, oci::CAPS).map_err(spool)?;
@@ -128,8 +141,54 @@ pub(super) fn archive(assets: &Assets, path: &Path) -> Result<ReadyImage, AssetE
             layers.apply(reader.map_err(spool)?).map_err(wrong)?;
             layers.finish().map_err(wrong)
         })?;
-        notice(assets, &path.display().to_string(), left_out);
-        Ok(root)
+        notice(assets, &name, left_out);
+        Ok((root, Contents::of(Kind::Archive)))
+    })
+}
+
+/// An image in files.
+pub(super) fn saved(assets: &Assets, saved: &Saved) -> Result<ReadyImage, AssetError> {
+    let path = &absolute(&saved.path)?;
+    let wrong = |source: SavedError| ImportError {
+        path: path.clone(),
+        source: source.into(),
+    };
+    let (from, stamp) = match path.is_dir() {
+        true => {
+            // Who owns these files says nothing of who is to own those in the layers.
+            let read = Entry::read_system(path, Owners::Root)?;
+            (Err(read.root), read.stamp)
+        }
+        false => {
+            let file = File::open(path).map_err(read_error(path))?;
+            let stamp = assets.stamp(path, &file).map_err(read_error(path))?;
+            (Ok(file), stamp.to_string())
+        }
+    };
+    let tag = saved.tag.clone().unwrap_or_default();
+    let key = digest(&[FORMAT.to_string(), stamp, tag, saved.platform()]);
+    let (key, name) = (format!("saved-{key}"), saved.name(path));
+    made(assets, Kind::Saved, &name, &key, || {
+        let place = assets.cache.directory("images")?;
+        let progress = &assets.progress;
+        let files = match from {
+            Err(root) => Files::of_directory(root),
+            Ok(file) => progress
+                .step(&format!("read {}", path.display()), || {
+                    Files::of_archive(file, &place)
+                })
+                .map_err(wrong)?,
+        };
+        let found = files.find(saved, &place).map_err(wrong)?;
+        let (root, left_out) = files.layers(&found, &place, progress).map_err(wrong)?;
+        notice(assets, &name, left_out);
+        let contents = Contents {
+            digest: found.digest,
+            platform: Some(found.platform),
+            config: found.config,
+            ..Contents::of(Kind::Saved)
+        };
+        Ok((root, contents))
     })
 }
 
@@ -143,14 +202,14 @@ pub(super) fn directory(assets: &Assets, path: &Path) -> Result<ReadyImage, Asse
     };
     let read = Entry::read_system(path, owners)?;
     let key = format!("directory-{}", digest(&[FORMAT.to_string(), read.stamp]));
-    let contents = Contents::of(Kind::Directory);
-    made(assets, Kind::Directory, path, &key, &contents, || {
+    let name = path.display().to_string();
+    made(assets, Kind::Directory, &name, &key, || {
         let left_out = LeftOut {
             special: read.special,
             attributes: 0,
         };
-        notice(assets, &path.display().to_string(), left_out);
-        Ok(read.root)
+        notice(assets, &name, left_out);
+        Ok((read.root, Contents::of(Kind::Directory)))
     })
 }
 
@@ -179,17 +238,15 @@ impl Contents {
     }
 }
 
-/// The image `key` of what is at `path`, made if it is not there.
+/// The image `key` of what is called `name`, made if it is not there.
 fn made(
     assets: &Assets,
     kind: Kind,
-    path: &Path,
+    name: &str,
     key: &str,
-    contents: &Contents,
-    root: impl FnOnce() -> Result<Entry, AssetError>,
+    make: impl FnOnce() -> Result<(Entry, Contents), AssetError>,
 ) -> Result<ReadyImage, AssetError> {
-    let name = path.display().to_string();
-    let pointer = pointer(&[&kind.to_string(), &name]);
+    let pointer = pointer(&[&kind.to_string(), name]);
     let text = format!("{key} {name}");
     let known = assets.cache.pointer(&pointer)?;
     if known.as_deref() == Some(&text)
@@ -198,7 +255,7 @@ fn made(
         return Ok(image);
     }
     let _lock = assets.cache.lock(LOCK)?;
-    keep(assets, key, contents, root)?;
+    keep(assets, key, make)?;
     assets.cache.set_pointer(&pointer, &text)?;
     ready(assets, key)
 }
@@ -207,11 +264,10 @@ fn made(
 fn keep(
     assets: &Assets,
     key: &str,
-    contents: &Contents,
-    root: impl FnOnce() -> Result<Entry, AssetError>,
+    make: impl FnOnce() -> Result<(Entry, Contents), AssetError>,
 ) -> Result<(), AssetError> {
     assets.cache.entry("images", key, |directory| {
-        let root = root()?;
+        let (root, contents) = make()?;
         let path = directory.join(CONTENTS);
         let usual = Account::default().home;
         let has_home = root
@@ -222,7 +278,7 @@ fn keep(
                 true => usual,
                 false => "/".to_owned(),
             },
-            ..contents.clone()
+            ..contents
         };
         let text = serde_json::to_vec_pretty(&contents).map_err(std::io::Error::from);
         text.and_then(|text| fs::write(&path, text))
@@ -238,11 +294,6 @@ fn keep(
 fn pointer(parts: &[&str]) -> String {
     let parts: Vec<String> = parts.iter().map(|&part| part.to_owned()).collect();
     format!("images/{POINTER}{}", digest(&parts))
-}
-
-/// Key and name of what a pointer says.
-fn pointed(text: &str) -> (&str, &str) {
-    text.split_once(' ').unwrap_or((text, ""))
 }
 
 /// All pointers to images that others have made: the pointer's path in the cache, key and name.

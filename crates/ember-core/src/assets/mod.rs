@@ -27,7 +27,7 @@ pub use config::ImageConfig;
 pub use image::{Image, Pack, ReadyImage};
 pub use import::ImageKind;
 pub use kernel::{Kernel, ReadyKernel};
-pub use oci::OciImage;
+pub use oci::{OciImage, SavedImage};
 pub(crate) use stamp::Stamp;
 pub use stored::{Prune, StoredImage};
 

@@ -1,6 +1,6 @@
 //! The images that are kept.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
@@ -9,7 +9,7 @@ use ember_snapshot::store::Store;
 use serde::Serialize;
 
 use super::cache::CacheError;
-use super::image::FILE;
+use super::image::{FILE, pointed};
 use super::import::{self, Contents, ImageKind};
 use super::{AssetError, Assets};
 
@@ -79,13 +79,18 @@ pub(super) fn list(assets: &Assets) -> Result<Vec<StoredImage>, AssetError> {
     for (_, key, name) in import::pointers(assets)? {
         names.entry(key).or_default().push(name);
     }
-    for (key, pack) in packs(assets)? {
-        names.entry(key).or_default().push(pack);
+    let mut of_packages = BTreeSet::new();
+    for pack in packs(assets)? {
+        if pack.is_list {
+            of_packages.insert(pack.key.clone());
+        }
+        names.entry(pack.key).or_default().push(pack.name);
     }
     let mut all = Vec::new();
     for entry in store(assets).list().map_err(CacheError::from)? {
         let (kind, digest, platform) = match Contents::read(&entry.path) {
             Ok(Some(it)) => (it.kind, it.digest, it.platform),
+            Ok(None) if of_packages.contains(&entry.key) => (ImageKind::Packages, None, None),
             Ok(None) => (ImageKind::Pack, None, None),
             // Another version has written it: it can be removed.
             Err(_) => (ImageKind::Archive, None, None),
@@ -105,8 +110,18 @@ pub(super) fn list(assets: &Assets) -> Result<Vec<StoredImage>, AssetError> {
     Ok(all)
 }
 
-/// Key and name of each pack that a pointer names.
-fn packs(assets: &Assets) -> Result<Vec<(String, String)>, AssetError> {
+/// What a pointer says of an image that was made from packages.
+struct Packed {
+    /// The pointer's path in the cache.
+    pointer: String,
+    key: String,
+    name: String,
+    /// It is of packages that were asked for by their names, and no pack.
+    is_list: bool,
+}
+
+/// All images that were made from packages and have a name.
+fn packs(assets: &Assets) -> Result<Vec<Packed>, AssetError> {
     let mut all = Vec::new();
     let Ok(list) = fs::read_dir(assets.cache.root().join("images")) else {
         return Ok(all);
@@ -119,8 +134,16 @@ fn packs(assets: &Assets) -> Result<Vec<(String, String)>, AssetError> {
         };
         let is_pointer = !name.starts_with(['.']) && entry.path().is_file();
         if is_pointer && pack != "from" && !name.ends_with(".new") {
-            let key = assets.cache.pointer(&format!("images/{name}"))?;
-            all.extend(key.map(|key| (key, pack.to_owned())));
+            let pointer = format!("images/{name}");
+            if let Some(text) = assets.cache.pointer(&pointer)? {
+                let (key, list) = pointed(&text);
+                all.push(Packed {
+                    pointer,
+                    key: key.to_owned(),
+                    name: if list.is_empty() { pack } else { list }.to_owned(),
+                    is_list: !list.is_empty(),
+                });
+            }
         }
     }
     Ok(all)
@@ -137,7 +160,9 @@ pub(super) fn prune(assets: &Assets, which: &Prune) -> Result<Vec<StoredImage>, 
             removed.push(image);
         }
     }
-    for (path, key, _) in import::pointers(assets)? {
+    let lists = packs(assets)?.into_iter().filter(|pack| pack.is_list);
+    let lists = lists.map(|list| (list.pointer, list.key, list.name));
+    for (path, key, _) in import::pointers(assets)?.into_iter().chain(lists) {
         if removed.iter().any(|image| image.key == key) {
             // One that is left says nothing that is wrong: what it names is not there.
             let _ = fs::remove_file(assets.cache.root().join(path));

@@ -73,6 +73,8 @@ pub(super) fn each<E: From<Error>>(
     let state = &State {
         left: Cell::new(caps.bytes),
         failure: Cell::new(None),
+        read: Cell::new(0),
+        may_end: Cell::new(false),
     };
     let source = Source { state, input };
     let failed = |error: io::Error| match state.failure.take() {
@@ -86,6 +88,7 @@ pub(super) fn each<E: From<Error>>(
     // Raw: of entries that describe others this crate would read any length into memory.
     for found in archive.entries().map_err(&failed)?.raw(true) {
         let mut found = found.map_err(&failed)?;
+        state.may_end.set(false);
         entries += 1;
         if entries > caps.entries {
             return Err(Error::TooManyEntries { most: caps.entries }.into());
@@ -136,6 +139,7 @@ pub(super) fn each<E: From<Error>>(
         })?;
         // What was not read is skipped here, so that an archive that ends within it is noticed.
         io::copy(&mut contents, &mut io::sink()).map_err(&failed)?;
+        state.may_end.set(holds == Holds::System);
     }
     if !described.is_empty() {
         return Err(Error::Damaged(io::Error::other(
@@ -291,6 +295,11 @@ struct State {
     left: Cell<u64>,
     /// Why a read failed: what reads it says it in its own words.
     failure: Cell<Option<Failure>>,
+    /// How much of the stream has been read.
+    read: Cell<u64>,
+    /// An entry has been read, all of it, and what fills its last block up need not come: there are
+    /// layers that end so (umoci makes some), and what else takes layers takes them.
+    may_end: Cell<bool>,
 }
 
 /// The stream, as far as it may go.
@@ -313,9 +322,18 @@ impl<R: Read> Read for Source<'_, R> {
             self.state.failure.set(Some(Failure::Stream(error)));
             kind.into()
         })?;
+        let read = self.state.read.get();
+        if count == 0 && self.state.may_end.get() && !read.is_multiple_of(BLOCK) {
+            let missing = usize::try_from(BLOCK - read % BLOCK).unwrap_or(0);
+            let filled = missing.min(buffer.len());
+            buffer[..filled].fill(0);
+            self.state.read.set(read + filled as u64);
+            return Ok(filled);
+        }
         match left.checked_sub(count as u64) {
             Some(left) => {
                 self.state.left.set(left);
+                self.state.read.set(read + count as u64);
                 Ok(count)
             }
             None => {

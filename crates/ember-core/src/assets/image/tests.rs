@@ -52,3 +52,74 @@ fn all_packs_are_listed_with_their_own_languages_whether_built_or_not() {
     let error = chosen("ruby2").unwrap_err().to_string();
     assert!(error.contains("ruby 3.1 (.rb)"), "{error}");
 }
+
+#[test]
+fn packages_are_the_same_image_in_any_order_and_are_named_by_their_list() {
+    let image = Image::packages(["make", "git", "make"]);
+    assert_eq!(image, Image::named("packages:git,make"));
+    assert_eq!(image.to_string(), "packages:git,make");
+    // Who has an image of this name in a registry says so.
+    assert_eq!(Image::named("oci:packages:1"), Image::oci("packages:1"));
+
+    let directory = tempfile::tempdir().unwrap();
+    let assets = Assets::at(directory.path());
+    for wrong in [
+        "packages:",
+        "packages:git,",
+        "packages:-y",
+        "packages:a/b",
+        "packages:Git x",
+    ] {
+        let error = assets.image(&Image::named(wrong)).unwrap_err();
+        assert_eq!(error.kind(), crate::ErrorKind::InvalidRequest, "{wrong}");
+    }
+
+    // As if they had been built: each list is one of its own, and what every pack has comes along.
+    let built = |names: &str, key: &str| {
+        let image = Image::named(&format!("packages:{names}"));
+        let Source::Packages(list) = &image.0 else {
+            panic!("no packages");
+        };
+        let recipe = Shelf::of_packages(list).unwrap();
+        assert!(recipe.packages.contains(&"bash".to_owned()));
+        let build = Build::of(&recipe);
+        let place = directory.path().join("images").join(key);
+        fs::create_dir_all(&place).unwrap();
+        fs::write(place.join(PACKAGES), "git 1\n").unwrap();
+        let text = format!("{key} {image}");
+        assets.cache.set_pointer(&build.pointer, &text).unwrap();
+        image
+    };
+    let (git, both) = (built("git", "packages.1"), built("git,make", "packages.2"));
+    let ready = assets.image(&git).unwrap();
+    assert_eq!(
+        ready.file,
+        directory.path().join("images/packages.1").join(FILE)
+    );
+    assert_eq!(ready.account.user, "user");
+    assert_ne!(assets.image(&both).unwrap().file, ready.file);
+    let listed = assets.images().unwrap();
+    let names: Vec<_> = listed
+        .iter()
+        .map(|it| (it.names[0].as_str(), it.kind))
+        .collect();
+    let kind = crate::ImageKind::Packages;
+    assert_eq!(names, [("packages:git", kind), ("packages:git,make", kind)]);
+
+    // They are no packs, which stay.
+    assert!(
+        assets
+            .prune_images(&crate::Prune::unnamed())
+            .unwrap()
+            .is_empty()
+    );
+    let pruned = assets.prune_images(&crate::Prune::unnamed().all()).unwrap();
+    assert_eq!(pruned, listed);
+    assert!(stored_pointers(directory.path()).is_empty());
+}
+
+fn stored_pointers(cache: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(cache.join("images")).unwrap().flatten();
+    let files = entries.map(|it| it.path()).filter(|it| it.is_file());
+    files.collect()
+}

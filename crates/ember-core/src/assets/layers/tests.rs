@@ -399,3 +399,27 @@ proptest! {
         let _ = applied(&[layer(first), second]);
     }
 }
+
+#[test]
+fn a_layer_may_end_where_its_last_file_does_and_not_before() {
+    let whole = layer(&[("a", File("aaa")), ("b", File("bbb"))]);
+    // A block for each header, and one for the first file.
+    let end = 3 * 512 + 3;
+    let apply = |bytes: &[u8]| {
+        let directory = tempfile::tempdir().unwrap();
+        let mut layers = Layers::new(directory.path(), caps()).unwrap();
+        layers.apply(bytes).map(|()| layers.finish().unwrap().0)
+    };
+    for cut in [end, end + 100, end + 508, end + 509, end + 600] {
+        let root = apply(&whole[..cut]).unwrap();
+        let Node::Spooled(b) = &root.get("/b").unwrap().node else {
+            panic!("no file");
+        };
+        let mut text = String::new();
+        b.reader().read_to_string(&mut text).unwrap();
+        assert_eq!(text, "bbb");
+    }
+    for cut in [end - 1, end - 3, end - 4, 2 * 512 + 1, 512 + 2, 511] {
+        assert!(apply(&whole[..cut]).is_err(), "{cut}");
+    }
+}

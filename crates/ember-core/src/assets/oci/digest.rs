@@ -107,6 +107,8 @@ fn hex(bytes: &[u8]) -> String {
 pub(crate) enum ContentError {
     #[error("it has more than the {0} bytes that its manifest states")]
     Longer(u64),
+    #[error("it has more than {0} bytes, which is the most that it may have")]
+    TooLong(u64),
     #[error("it ended after {found} of {stated} bytes")]
     Shorter { stated: u64, found: u64 },
     #[error("its digest is {found}, and {wanted} was asked for")]
@@ -124,7 +126,48 @@ pub(super) fn copy(
     digest: &Digest,
     size: u64,
 ) -> Result<(), ContentError> {
-    let mut hasher = Hasher::new(digest.algorithm);
+    let (found, is) = hashed(from, to, digest.algorithm, size)?;
+    if found < size {
+        return Err(ContentError::Shorter {
+            stated: size,
+            found,
+        });
+    }
+    check(&is, digest)
+}
+
+/// The same of content whose size nobody has said.
+pub(super) fn copy_at_most(
+    from: &mut dyn Read,
+    to: &mut dyn Write,
+    digest: &Digest,
+    limit: u64,
+) -> Result<(), ContentError> {
+    match hashed(from, to, digest.algorithm, limit) {
+        Ok((_, is)) => check(&is, digest),
+        Err(ContentError::Longer(limit)) => Err(ContentError::TooLong(limit)),
+        Err(error) => Err(error),
+    }
+}
+
+fn check(is: &Digest, wanted: &Digest) -> Result<(), ContentError> {
+    match is == wanted {
+        true => Ok(()),
+        false => Err(ContentError::Digest {
+            wanted: wanted.to_string(),
+            found: is.to_string(),
+        }),
+    }
+}
+
+/// Copies at most `limit` bytes, and says how many there were and their digest.
+fn hashed(
+    from: &mut dyn Read,
+    to: &mut dyn Write,
+    algorithm: Algorithm,
+    limit: u64,
+) -> Result<(u64, Digest), ContentError> {
+    let mut hasher = Hasher::new(algorithm);
     let mut buffer = vec![0; 128 * 1024];
     let mut found = 0_u64;
     loop {
@@ -135,25 +178,12 @@ pub(super) fn copy(
             Err(error) => return Err(ContentError::Read(error)),
         };
         found += count as u64;
-        if found > size {
-            return Err(ContentError::Longer(size));
+        if found > limit {
+            return Err(ContentError::Longer(limit));
         }
         hasher.update(&buffer[..count]);
         to.write_all(&buffer[..count])
             .map_err(ContentError::Write)?;
     }
-    if found < size {
-        return Err(ContentError::Shorter {
-            stated: size,
-            found,
-        });
-    }
-    let is = hasher.finish();
-    if is != *digest {
-        return Err(ContentError::Digest {
-            wanted: digest.to_string(),
-            found: is.to_string(),
-        });
-    }
-    Ok(())
+    Ok((found, hasher.finish()))
 }

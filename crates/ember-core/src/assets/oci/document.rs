@@ -66,6 +66,8 @@ pub(super) struct Blob {
 pub(super) struct Listed {
     pub(super) blob: Blob,
     pub(super) platform: Option<String>,
+    /// What it is called, in a layout.
+    pub(super) name: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -85,6 +87,13 @@ struct Descriptor {
     digest: String,
     size: u64,
     platform: Option<Platform>,
+    annotations: Option<Annotations>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Annotations {
+    #[serde(rename = "org.opencontainers.image.ref.name")]
+    name: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -135,6 +144,7 @@ impl Document {
                     Ok(Listed {
                         blob: one.blob()?,
                         platform: one.platform.as_ref().map(Platform::text),
+                        name: one.annotations.as_ref().and_then(|it| it.name.clone()),
                     })
                 });
                 Ok(Self::Index(listed.collect::<Result<_, DocumentError>>()?))
@@ -176,15 +186,8 @@ fn is_layer(kind: &str) -> bool {
 
 /// The image of a list that is for `platform`.
 pub(super) fn choose(listed: &[Listed], platform: &str) -> Result<Blob, DocumentError> {
-    let fits = |one: &&Listed| {
-        one.platform.as_deref().is_some_and(|it| {
-            it == platform
-                || it
-                    .strip_prefix(platform)
-                    .is_some_and(|rest| rest.starts_with('/'))
-        })
-    };
-    match listed.iter().find(fits) {
+    let fitting = |one: &&Listed| fits(one.platform.as_deref(), platform);
+    match listed.iter().find(fitting) {
         Some(found) => Ok(found.blob.clone()),
         None => {
             let known = listed.iter().filter_map(|one| one.platform.as_deref());
@@ -200,11 +203,27 @@ pub(super) fn choose(listed: &[Listed], platform: &str) -> Result<Blob, Document
     }
 }
 
+/// Whether what is for `found` is for `platform`, whose variants are all.
+pub(super) fn fits(found: Option<&str>, platform: &str) -> bool {
+    let rest = found.and_then(|found| found.strip_prefix(platform));
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
 #[derive(Debug, Deserialize)]
 struct Configuration {
     #[serde(flatten)]
     platform: Platform,
     config: Option<Settings>,
+}
+
+#[derive(Debug, Deserialize)]
+struct OfLayers {
+    rootfs: Rootfs,
+}
+
+#[derive(Debug, Deserialize)]
+struct Rootfs {
+    diff_ids: Option<Vec<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -225,11 +244,7 @@ pub(super) fn configuration(bytes: &[u8], platform: &str) -> Result<ImageConfig,
             source,
         })?;
     let found = written.platform.text();
-    let fits = found == platform
-        || found
-            .strip_prefix(platform)
-            .is_some_and(|rest| rest.starts_with('/'));
-    if !fits {
+    if !fits(Some(&found), platform) {
         return Err(DocumentError::OtherPlatform {
             wanted: platform.to_owned(),
             found: shortened(&found),
@@ -268,6 +283,22 @@ pub(super) fn configuration(bytes: &[u8], platform: &str) -> Result<ImageConfig,
         true => Err(DocumentError::Config),
         false => Ok(config),
     }
+}
+
+/// The digests that the layers of an image have when they are not compressed, by its configuration.
+pub(super) fn layers_of(bytes: &[u8]) -> Result<Vec<Digest>, DocumentError> {
+    let written: OfLayers =
+        serde_json::from_slice(bytes).map_err(|source| DocumentError::Syntax {
+            what: "configuration",
+            source,
+        })?;
+    let digests = written.rootfs.diff_ids.unwrap_or_default();
+    if digests.len() > MOST_LAYERS {
+        return Err(DocumentError::Layers(digests.len()));
+    }
+    let digest =
+        |text: &String| Digest::parse(text).ok_or_else(|| DocumentError::Digest(shortened(text)));
+    digests.iter().map(digest).collect()
 }
 
 fn shortened(text: &str) -> String {

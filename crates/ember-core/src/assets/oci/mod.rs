@@ -5,6 +5,7 @@ mod digest;
 mod document;
 mod reference;
 mod registry;
+mod saved;
 
 use std::fmt;
 use std::io::BufReader;
@@ -15,6 +16,9 @@ use ember_guest::archive::Caps;
 pub(crate) use document::DocumentError;
 pub(crate) use reference::ReferenceError;
 pub(crate) use registry::RegistryError;
+pub(crate) use saved::SavedError;
+pub use saved::SavedImage;
+pub(super) use saved::{Files, Saved, is_saved};
 
 use super::layers::{LayerError, Layers, LeftOut};
 use super::tree::Entry;
@@ -174,14 +178,7 @@ impl Oci {
     }
 
     pub(super) fn platform(&self) -> String {
-        self.platform.clone().unwrap_or_else(|| {
-            let architecture = match std::env::consts::ARCH {
-                "x86_64" => "amd64",
-                "aarch64" => "arm64",
-                other => other,
-            };
-            format!("linux/{architecture}")
-        })
+        self.platform.clone().unwrap_or_else(host_platform)
     }
 
     fn caps(&self) -> Caps {
@@ -278,6 +275,16 @@ impl Oci {
             source,
         })
     }
+}
+
+/// What this host is, as images say it.
+fn host_platform() -> String {
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    format!("linux/{architecture}")
 }
 
 #[cfg(test)]
