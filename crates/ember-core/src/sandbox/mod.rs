@@ -16,7 +16,7 @@ use ember_guest::protocol::{ErrorCode, Outcome};
 
 pub(crate) use builder::Prepared;
 pub use builder::SandboxBuilder;
-pub use process::Process;
+pub use process::{Process, UsageWatch};
 
 use crate::assets::{Image, ImageConfig, ReadyImage};
 use crate::backing::MemoryUse;

@@ -11,7 +11,7 @@
 
 use super::{
     MAX_CODE, MAX_DATA, MAX_IDENTIFY, MAX_MESSAGE, MAX_RUNNER, MAX_SPAWN, Malformed, Outcome,
-    Stream,
+    Stream, Usage,
 };
 
 /// The size of a frame's header.
@@ -69,6 +69,10 @@ pub enum Kind {
     Warmed = 26,
     /// Asks for a program to be run by a warm interpreter; `Started` is the answer.
     Run = 27,
+    /// Asks what a command uses.
+    Measure = 28,
+    /// Answers `Measure`.
+    Measured = 29,
 }
 
 impl Kind {
@@ -98,6 +102,8 @@ impl Kind {
             25 => Self::Warm,
             26 => Self::Warmed,
             27 => Self::Run,
+            28 => Self::Measure,
+            29 => Self::Measured,
             _ => return None,
         })
     }
@@ -122,12 +128,14 @@ impl Kind {
             | Self::Thawed
             | Self::Identified
             | Self::Warmed
+            | Self::Measure
             | Self::Kill => 0,
             Self::Reset | Self::Signal => 1,
             Self::Started => 4,
             Self::Window => 5,
             Self::Resize => 4,
             Self::Exited => Outcome::LENGTH,
+            Self::Measured => Usage::LENGTH,
         }
     }
 
