@@ -1,13 +1,11 @@
 //! The JSON protocol of a guest's agent, and streams to ports in a guest.
 
-use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use ember_guest::host::Command;
 use ember_guest::protocol::JSON_PORT;
 use serde::Serialize;
 use tokio::io::AsyncReadExt;
-use tokio::sync::oneshot;
 
 use crate::error::{Error, ErrorKind};
 use crate::language::Language;
@@ -101,41 +99,17 @@ impl Sandbox {
     /// A stream to a vsock port of the guest that something there listens on.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`] if nothing listens there, [`ErrorKind::Closed`] and
-    /// [`ErrorKind::GuestDied`] if there is no guest any more, [`ErrorKind::InvalidRequest`] for a
-    /// sandbox in a [worker](crate::Placement::Worker), which has no streams but the agent's.
+    /// [`ErrorKind::NotFound`] if nothing listens there, [`ErrorKind::Exhausted`] if too many streams
+    /// are open, [`ErrorKind::Closed`] and [`ErrorKind::GuestDied`] if there is no guest any more, or
+    /// none that answers.
     pub async fn connect(&self, port: u32) -> Result<tokio::net::UnixStream, Error> {
-        use ember_vmm::devices::virtio::vsock::ConnectError;
         let vm = self.parts()?.vm;
-        let GuestVm::Local(vm) = &*vm else {
-            let message = "a sandbox in a worker has no streams but its agent's: place it \
-                           in-process (`SandboxBuilder::placement`)";
-            return Err(Error::new(ErrorKind::InvalidRequest, message));
-        };
-        let gone = || {
-            Error::new(
-                ErrorKind::GuestDied,
-                "the guest has no socket device any more",
-            )
-        };
-        let vsock = vm.vsock().ok_or_else(gone)?;
-        let (sender, receiver) = oneshot::channel::<Result<UnixStream, ConnectError>>();
-        let done = Box::new(move |result| drop(sender.send(result)));
-        vsock.connect(port, done).map_err(|_| gone())?;
-        let stream = receiver.await.map_err(|_| gone())?.map_err(|error| {
-            let kind = match &error {
-                ConnectError::Refused { .. } => ErrorKind::NotFound,
-                ConnectError::TooManyStreams { .. } => ErrorKind::Exhausted,
-                ConnectError::Host { .. } => ErrorKind::HostUnsupported,
-                _ => ErrorKind::GuestDied,
-            };
-            Error::because(kind, "cannot connect to the guest", error)
-        })?;
-        let failed = Error::of_host("cannot use a stream to the guest");
+        let stream = GuestVm::connect(vm, port).await;
+        let stream = stream.map_err(|error| self.guest().judge(error))?;
         stream
             .set_nonblocking(true)
             .and_then(|()| tokio::net::UnixStream::from_std(stream))
-            .map_err(failed)
+            .map_err(Error::of_host("cannot use a stream to the guest"))
     }
 }
 

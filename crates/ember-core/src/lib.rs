@@ -77,7 +77,7 @@ pub use output::{Captured, Output};
 pub use placement::Placement;
 pub use pool::{Budget, Pool, PoolBuilder, PoolFork, PoolStatus, PooledSandbox};
 pub use progress::{Event, Progress};
-pub use sandbox::{Process, Sandbox, SandboxBuilder};
+pub use sandbox::{Process, Sandbox, SandboxBuilder, UsageWatch};
 pub use session::{
     Cell, CellEnd, CellError, CellEvent, CellOutput, CellVerdict, Data, RunningCell, Session,
     SessionEnd, SessionOptions, TraceFrame,
@@ -90,7 +90,7 @@ pub use verdict::Verdict;
 
 pub use ember_guest::host::{Command, ProcessControl, ProcessOutput, ProcessStdin, Stdin};
 pub use ember_guest::protocol::{FileChange, FileEntry, FileEvent, FileKind};
-pub use ember_guest::protocol::{LimitHit, Limits, Outcome, PtySize, Status};
+pub use ember_guest::protocol::{LimitHit, Limits, Outcome, PtySize, Status, Usage};
 pub use ember_snapshot::format::{Artefact, CpuRequirements, Manifest, Parent};
 pub use ember_snapshot::memory::MemoryHash;
 

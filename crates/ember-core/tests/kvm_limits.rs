@@ -260,6 +260,40 @@ fn what_is_used_is_told() {
             );
             assert!(outcome.wall >= Duration::from_secs(1), "{outcome:?}");
         }
+
+        // The same while it runs.
+        let code = "import time\nblock = bytearray(30_000_000)\ntime.sleep(1)\ndel block\n\
+                    end = time.process_time() + 0.5\nwhile time.process_time() < end: pass\n\
+                    print('x' * 100, flush=True)\ntime.sleep(1)";
+        let program = sandbox.start(Code::python(code)).await.unwrap();
+        let mut watch = program.watch_usage();
+        let watched = tokio::spawn(async move {
+            let mut looks = Vec::new();
+            while let Some(usage) = watch.next().await.unwrap() {
+                looks.push(usage);
+            }
+            looks
+        });
+        let out = program.output(1 << 20).await.unwrap();
+        let looks = watched.await.unwrap();
+        let outcome = &out.outcome;
+        assert!(out.success(), "{out:?}");
+        assert!(looks.len() >= 10, "{}", looks.len());
+        assert!(looks.iter().any(|it| it.memory > 30_000_000), "{looks:?}");
+        let last = looks.last().unwrap();
+        assert!(last.memory < 20_000_000, "{last:?}");
+        assert!(last.peak_memory > 30_000_000, "{last:?}");
+        assert_eq!(last.output, 101);
+        assert!(last.processes >= 1 && last.peak_processes >= last.processes);
+        assert!(
+            last.user + last.system >= Duration::from_millis(400),
+            "{last:?}"
+        );
+        for (earlier, later) in looks.iter().zip(&looks[1..]) {
+            assert!(earlier.user <= later.user && earlier.wall < later.wall);
+            assert!(later.memory <= later.peak_memory);
+        }
+        assert!(last.peak_memory <= outcome.peak_memory && last.user <= outcome.user);
         sandbox.close().await;
     });
 }

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use common::runtime;
-use ember_core::{ByteSize, ErrorKind, Image, JsonProtocol, Placement, Sandbox, Template};
+use ember_core::{
+    ByteSize, ErrorKind, ForkOptions, Image, JsonProtocol, Placement, Sandbox, Template,
+};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -64,6 +66,35 @@ impl Client {
 
 fn text(value: &Value) -> String {
     String::from_utf8(STANDARD.decode(value.as_str().unwrap()).unwrap()).unwrap()
+}
+
+fn shell(script: &str) -> ember_core::Command {
+    ember_core::Command::from_argv(["/bin/sh", "-c", script])
+}
+
+/// Processes of a guest that sleep for a client.
+const SLEEPERS: &str = "grep -l '[s]leep(4321' /proc/[0-9]*/cmdline 2>/dev/null";
+/// Cgroups within those of commands.
+const NESTED: &str = "find /sys/fs/cgroup/ember/plain -mindepth 2 -type d";
+
+/// How many lines a command writes.
+async fn count(sandbox: &Sandbox, script: &str) -> usize {
+    let out = sandbox.exec(shell(script)).await.unwrap();
+    out.stdout.to_string_lossy().lines().count()
+}
+
+async fn until_there_are(sandbox: &Sandbox, script: &str, wanted: usize) {
+    let start = Instant::now();
+    loop {
+        let there = count(sandbox, script).await;
+        if there == wanted {
+            return;
+        }
+        assert!(
+            start.elapsed() < Duration::from_secs(10),
+            "{script}: {there}"
+        );
+    }
 }
 
 #[test]
@@ -168,34 +199,51 @@ fn clients_are_answered_as_the_protocol_says() {
         let sleeper = request("sleeper", "import time; time.sleep(4321)");
         vanishing.send(sleeper.to_string().as_bytes()).await;
         assert_eq!(vanishing.answer().await["type"], "ack");
+        until_there_are(&sandbox, SLEEPERS, 1).await;
         drop(vanishing);
-        let start = Instant::now();
-        let find = || {
-            ember_core::Command::from_argv([
-                "/bin/sh",
-                "-c",
-                "grep -l '[s]leep(4321' /proc/[0-9]*/cmdline 2>/dev/null | grep -v self; \
-             ls /sys/fs/cgroup/ember-json",
-            ])
-        };
-        loop {
-            let left = sandbox
-                .exec(find())
-                .await
-                .unwrap()
-                .stdout
-                .to_string_lossy()
-                .into_owned();
-            let sleepers = left.lines().filter(|it| it.starts_with("/proc")).count();
-            if sleepers == 0 && start.elapsed() > Duration::from_millis(200) {
-                break;
-            }
-            assert!(start.elapsed() < Duration::from_secs(10), "{left}");
-        }
+        until_there_are(&sandbox, SLEEPERS, 0).await;
         assert_eq!(
             text(&client.run(&request("last", "print('on')")).await["stdout"]),
             "on\n"
         );
+
+        // What runs its programs dies, and they with it: that is an error, and the next has another.
+        let mut bereft = Client::of(&sandbox).await;
+        bereft.send(sleeper.to_string().as_bytes()).await;
+        assert_eq!(bereft.answer().await["type"], "ack");
+        until_there_are(&sandbox, SLEEPERS, 1).await;
+        let kill = "kill -9 $(ps -o pid= --ppid $(pgrep -of 'ember-json serve') | tail -1)";
+        let out = sandbox.exec(shell(kill)).await.unwrap();
+        assert!(out.success(), "{out:?}");
+        let error = bereft.answer().await;
+        assert_eq!(
+            (&error["error"], &error["id"]),
+            (&json!("internal_error"), &json!("sleeper"))
+        );
+        until_there_are(&sandbox, SLEEPERS, 0).await;
+        let out = bereft.run(&request("again", "print(8)")).await;
+        assert_eq!(text(&out["stdout"]), "8\n");
+
+        // No more than sixteen clients at a time.
+        let mut all = Vec::new();
+        while all.len() < 14 {
+            let mut another = Client::of(&sandbox).await;
+            another.refused(b"{").await;
+            all.push(another);
+        }
+        let mut one_more = Client::of(&sandbox).await;
+        assert_eq!(one_more.0.read(&mut [0]).await.unwrap_or_default(), 0);
+        drop(all);
+        // Their places are free in a moment.
+        let start = Instant::now();
+        loop {
+            let mut next = Client::of(&sandbox).await;
+            let sent = next.0.write_all(b"\0\0\0\x01{").await;
+            if sent.is_ok() && next.0.read_u32().await.is_ok() {
+                break;
+            }
+            assert!(start.elapsed() < Duration::from_secs(10));
+        }
 
         // A clone of a guest that serves goes on with it.
         let clone = sandbox.fork().await.unwrap();
@@ -207,8 +255,44 @@ fn clients_are_answered_as_the_protocol_says() {
         assert_eq!(text(&out["stdout"]), "3\n");
         clone.close().await;
 
+        // Nobody serves any more: what ran has ended, and nothing is left of it.
+        client.send(sleeper.to_string().as_bytes()).await;
+        assert_eq!(client.answer().await["type"], "ack");
+        until_there_are(&sandbox, SLEEPERS, 1).await;
+        assert_ne!(count(&sandbox, NESTED).await, 0);
         drop(served);
+        until_there_are(&sandbox, SLEEPERS, 0).await;
+        until_there_are(&sandbox, NESTED, 0).await;
+        assert_eq!(client.0.read(&mut [0]).await.unwrap_or_default(), 0);
+        let error = sandbox.connect(JsonProtocol::PORT).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+        let _served = sandbox.json_protocol().await.unwrap();
+        let out = Client::of(&sandbox)
+            .await
+            .run(&request("anew", "print(4)"))
+            .await;
+        assert_eq!(text(&out["stdout"]), "4\n");
         sandbox.close().await;
+
+        // A guest in a worker is reached by a stream of its own just so.
+        let options = ForkOptions::new().placement(Placement::Worker);
+        let remote = template.fork_with(options).await.unwrap();
+        let error = remote.connect(JsonProtocol::PORT).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+        let _served = remote.json_protocol().await.unwrap();
+        let mut clients = [Client::of(&remote).await, Client::of(&remote).await];
+        for client in &mut clients {
+            let out = client.run(&request("remote", "print(5)")).await;
+            assert_eq!(text(&out["stdout"]), "5\n");
+        }
+        // More than any buffer on the way holds.
+        let flood = request("flood", "print('x' * 3_000_000)");
+        let out = clients[0].run(&flood).await;
+        assert_eq!(text(&out["stdout"]).len(), 3_000_001);
+        drop(clients);
+        let mut last = Client::of(&remote).await;
+        remote.close().await;
+        assert_eq!(last.0.read(&mut [0]).await.unwrap_or_default(), 0);
     });
 }
 

@@ -15,7 +15,7 @@ use serde_bytes::ByteBuf;
 
 /// Raise it with every change to what is in a frame. Both sides come from one build, so that it only
 /// ever differs by mistake.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 
 /// The longest frame in bytes.
 pub const MAX_FRAME: usize = 64 << 10;
@@ -38,8 +38,8 @@ pub const MAX_TEXT: usize = 4 << 10;
 /// The number of a call that nobody waits for.
 pub const UNANSWERED: u32 = 0;
 
-/// The host's vsock port whose stream is the channel that the owner hands over: that of the guest's
-/// agent.
+/// A vsock port: of the host's, that whose stream is the channel that the owner hands over, which is
+/// that of the guest's agent.
 pub type Port = u32;
 
 /// Something for the worker to do.
@@ -96,6 +96,12 @@ pub enum Request {
     /// Say which pages were brought in: [`Answer::Pages`], of 0 bytes if that is not known. Beside
     /// it: an empty file for them.
     PagedIn,
+    /// Open a stream to this port of the guest. Beside it: the device's end of it. The answer comes
+    /// when the guest has accepted or refused.
+    Connect {
+        /// The guest's.
+        port: Port,
+    },
 }
 
 /// A VM that boots. Beside it: KVM, the kernel, the initramfs, the device's end of the channel, and
@@ -207,6 +213,8 @@ pub enum RefusalKind {
     Ended,
     /// A mistake of ours.
     Internal,
+    /// There is no such thing in the guest.
+    Absent,
 }
 
 /// Bytes that are no frame.
@@ -250,7 +258,7 @@ impl Request {
             Self::Boot(boot) => 4 + boot.disks.len(),
             Self::Restore(restore) => 4 + restore.disks.len(),
             Self::Save => 2,
-            Self::Prefetch | Self::ChangedPages | Self::PagedIn => 1,
+            Self::Prefetch | Self::ChangedPages | Self::PagedIn | Self::Connect { .. } => 1,
             _ => 0,
         }
     }

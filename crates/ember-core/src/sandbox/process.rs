@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ember_guest::host::{self, ProcessControl, ProcessOutput, ProcessStdin};
-use ember_guest::protocol::{LimitHit, Outcome, PtySize};
+use ember_guest::protocol::{LimitHit, Outcome, PtySize, Usage};
 use tokio::io::AsyncWriteExt;
+use tokio::time::{Interval, MissedTickBehavior};
 
 use super::Guest;
 use crate::error::{Error, ErrorKind};
@@ -16,6 +17,8 @@ use crate::output::Output;
 /// How much later than a command's own time limit the guest must have said that it was over. A
 /// guest whose kernel still works ends commands in time by itself; one that does not is stopped.
 const GRACE: Duration = Duration::from_secs(5);
+/// How often what a command uses is looked at.
+const SAMPLE: Duration = Duration::from_millis(100);
 
 /// A command or program that runs in a sandbox.
 ///
@@ -97,6 +100,26 @@ impl Process {
         self.inner.kill();
     }
 
+    /// What it uses now, and has used. `None`: it has ended, and its outcome says what it has used.
+    ///
+    /// # Errors
+    /// [`ErrorKind::GuestDied`] if the guest does not live to tell, [`ErrorKind::InvalidRequest`] in a
+    /// clone of a template that was made before guests could.
+    pub async fn usage(&self) -> Result<Option<Usage>, Error> {
+        usage(&self.inner.control(), &self.guest).await
+    }
+
+    /// Watches what it uses, also while something else waits for it.
+    pub fn watch_usage(&self) -> UsageWatch {
+        let mut interval = tokio::time::interval(SAMPLE);
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        UsageWatch {
+            control: self.inner.control(),
+            guest: Arc::clone(&self.guest),
+            interval,
+        }
+    }
+
     /// Waits for its end. Standard input that was not taken is closed, output that was not taken
     /// is dropped.
     ///
@@ -155,6 +178,41 @@ impl Process {
                 let _ = stdin.write_all(&input).await;
             });
         }
+    }
+}
+
+/// Looks every 100 ms at what a command or program uses. See [`Process::watch_usage`].
+///
+/// Each look is a question to the guest's agent, and costs the guest the reading of some files of its
+/// kernel's; a program that nobody watches is not looked at. Peaks are the kernel's own, so that what
+/// comes and goes between two looks is in them.
+pub struct UsageWatch {
+    control: ProcessControl,
+    guest: Arc<Guest>,
+    interval: Interval,
+}
+
+impl UsageWatch {
+    /// The next look, the first at once. `None`: it has ended, and its outcome says what it has used.
+    ///
+    /// # Errors
+    /// As for [`Process::usage`].
+    pub async fn next(&mut self) -> Result<Option<Usage>, Error> {
+        self.interval.tick().await;
+        usage(&self.control, &self.guest).await
+    }
+}
+
+async fn usage(control: &ProcessControl, guest: &Guest) -> Result<Option<Usage>, Error> {
+    match control.usage().await {
+        Ok(usage) => Ok(usage),
+        Err(error) => Err(guest.explain(error).await),
+    }
+}
+
+impl fmt::Debug for UsageWatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UsageWatch").finish_non_exhaustive()
     }
 }
 

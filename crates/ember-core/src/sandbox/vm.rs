@@ -2,13 +2,17 @@
 
 use std::fmt;
 use std::io;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use ember_snapshot::{PageSet, WorkingSet};
+use ember_vmm::devices::virtio::vsock::ConnectError;
 use ember_vmm::{Ended, ExitReason, Vm};
 use ember_worker::host::{RemoteVm, WorkerError};
 use ember_worker::protocol::RefusalKind;
+use tokio::sync::oneshot;
 
+use crate::blocking::blocking;
 use crate::error::{Error, ErrorKind};
 
 /// A VM in this process, or in one of its own. What it is asked for waits for its threads or for its
@@ -145,6 +149,20 @@ impl GuestVm {
         }
     }
 
+    /// A stream to a port of the guest, when something there has accepted it.
+    pub(crate) async fn connect(vm: Arc<Self>, port: u32) -> Result<UnixStream, Error> {
+        if let Self::Local(vm) = &*vm {
+            return connect_here(vm, port).await;
+        }
+        let connect = move || match &*vm {
+            Self::Remote(vm) => vm
+                .connect(port)
+                .map_err(|error| worker_error(CONNECTING, error)),
+            Self::Local(_) => Err(Error::new(ErrorKind::Internal, CONNECTING)),
+        };
+        blocking("connecting to a guest", connect).await
+    }
+
     /// Brings in what will be touched; `file` has the same encoded, for who cannot see `touched`.
     pub(crate) fn prefetch(
         &self,
@@ -175,6 +193,18 @@ impl GuestVm {
         Ok(changed.pages().saturating_mul(ember_snapshot::PAGE_SIZE))
     }
 
+    /// The same as the kernel counts it, and whatever its worker says: also what the worker itself
+    /// has is in it, less than a MiB.
+    pub(crate) fn own_memory(&self) -> Result<u64, Error> {
+        match self {
+            Self::Local(_) => self.copied_bytes(),
+            Self::Remote(vm) => vm.own_memory().map_err(|error| {
+                let message = "cannot see what a worker has of its own";
+                Error::because(ErrorKind::Internal, message, error)
+            }),
+        }
+    }
+
     /// What it has touched since it was made: all, if each page is brought in when it is touched,
     /// else what it has changed.
     pub(crate) fn touched_pages(&self) -> Result<PageSet, Error> {
@@ -192,6 +222,31 @@ impl GuestVm {
             },
         }
     }
+}
+
+const CONNECTING: &str = "cannot connect to the guest";
+
+/// A stream to a port of a guest in this process, whose device thread says when there is one.
+async fn connect_here(vm: &Vm, port: u32) -> Result<UnixStream, Error> {
+    let gone = || {
+        Error::new(
+            ErrorKind::GuestDied,
+            "the guest has no socket device any more",
+        )
+    };
+    let vsock = vm.vsock().ok_or_else(gone)?;
+    let (sender, receiver) = oneshot::channel();
+    let done = Box::new(move |result| drop(sender.send(result)));
+    vsock.connect(port, done).map_err(|_| gone())?;
+    receiver.await.map_err(|_| gone())?.map_err(|error| {
+        let kind = match &error {
+            ConnectError::Refused { .. } => ErrorKind::NotFound,
+            ConnectError::TooManyStreams { .. } => ErrorKind::Exhausted,
+            ConnectError::Host { .. } => ErrorKind::HostUnsupported,
+            _ => ErrorKind::GuestDied,
+        };
+        Error::because(kind, CONNECTING, error)
+    })
 }
 
 impl ConsoleTail {
@@ -223,6 +278,7 @@ pub(crate) fn worker_error(failed: &str, error: WorkerError) -> Error {
         RefusalKind::NoRoom => ErrorKind::Exhausted,
         RefusalKind::Ended => ErrorKind::GuestDied,
         RefusalKind::Internal => ErrorKind::Internal,
+        RefusalKind::Absent => ErrorKind::NotFound,
     };
     let advice = match kind {
         ErrorKind::HostUnsupported => "; `ember doctor` examines this host",

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::task::Waker;
 
-use crate::protocol::{Failure, Outcome, Spawn, Stream, WINDOW};
+use crate::protocol::{Failure, Outcome, Spawn, Stream, Usage, WINDOW};
 
 /// One command, as the host sees it.
 #[derive(Debug)]
@@ -16,11 +16,24 @@ pub(super) struct Channel {
     pub(super) warm: bool,
     /// Who waits for `started`, `outcome` or `warm`.
     pub(super) waiter: Option<Waker>,
+    pub(super) usage: Measured,
     pub(super) stdin: Outgoing,
     pub(super) stdout: Incoming,
     pub(super) stderr: Incoming,
     /// How many of `Process` and its streams are left.
     pub(super) handles: usize,
+}
+
+/// What the agent was asked of its use, and has said.
+#[derive(Debug, Default)]
+pub(super) struct Measured {
+    /// How often it was asked.
+    pub(super) asked: u64,
+    /// How often it has answered.
+    pub(super) answered: u64,
+    /// Its last answer.
+    pub(super) last: Option<Usage>,
+    pub(super) waiters: Vec<Waker>,
 }
 
 /// Standard input, on its way to the guest.
@@ -83,6 +96,7 @@ impl Channel {
             cold: false,
             warm: false,
             waiter: None,
+            usage: Measured::default(),
             stdin: Outgoing {
                 credit: WINDOW,
                 closed: !piped,
@@ -116,6 +130,7 @@ impl Channel {
             self.stdout.waker.take(),
             self.stderr.waker.take(),
         ];
-        wakers.into_iter().flatten()
+        let usage = std::mem::take(&mut self.usage.waiters);
+        wakers.into_iter().flatten().chain(usage)
     }
 }

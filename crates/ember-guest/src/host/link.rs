@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 use super::Closed;
 use super::channel::Channel;
 use crate::protocol::{
-    EncodeError, ErrorCode, Failure, Frame, Kind, Malformed, Message, Stream, WINDOW,
+    EncodeError, ErrorCode, Failure, Frame, Kind, Malformed, Message, Stream, Usage, WINDOW,
 };
 
 /// With more than this waiting to be written, who has bulk to send waits.
@@ -104,6 +104,8 @@ pub(super) struct State {
     pub(super) driver: Option<Waker>,
     /// No handle is left.
     pub(super) abandoned: bool,
+    /// The agent can say what commands use.
+    pub(super) measures: bool,
     /// The agent said that it powers the guest off.
     powering_off: bool,
     closed: Option<Closed>,
@@ -377,6 +379,50 @@ impl State {
         Poll::Pending
     }
 
+    /// Asks what a command uses. Says the number of the question.
+    pub(super) fn measure(&mut self, request: u32) -> Result<u64, Failure> {
+        if !self.measures {
+            let message = "the agent cannot say it";
+            return Err(Failure::new(ErrorCode::Unsupported, message));
+        }
+        let Some(channel) = self.channels.get_mut(&request) else {
+            return Ok(0);
+        };
+        if channel.outcome.is_some() {
+            return Ok(0);
+        }
+        channel.usage.asked += 1;
+        let number = channel.usage.asked;
+        // Only commands and bulk can be refused by `send`.
+        let _ = self.send(request, &Message::Measure);
+        Ok(number)
+    }
+
+    /// Waits for the answer to this question, or for the command's end: then there is none.
+    pub(super) fn poll_measured(
+        &mut self,
+        request: u32,
+        number: u64,
+        context: &Context<'_>,
+    ) -> Poll<Result<Option<Usage>, Closed>> {
+        let closed = self.closed.clone();
+        let Some(channel) = self.channels.get_mut(&request) else {
+            return Poll::Ready(Err(closed.unwrap_or(Closed::ByHost)));
+        };
+        let usage = &mut channel.usage;
+        if channel.outcome.is_some() {
+            Poll::Ready(Ok(None))
+        } else if usage.answered >= number {
+            Poll::Ready(Ok(usage.last.clone()))
+        } else if let Some(closed) = closed {
+            Poll::Ready(Err(closed))
+        } else {
+            usage.waiters.retain(|it| !it.will_wake(context.waker()));
+            usage.waiters.push(context.waker().clone());
+            Poll::Pending
+        }
+    }
+
     /// Counts bytes of an output as read and lets the agent send more.
     pub(super) fn consume(&mut self, request: u32, stream: Stream, bytes: usize) {
         let Some(channel) = self.channels.get_mut(&request) else {
@@ -537,6 +583,13 @@ impl State {
                 channel.cold = false;
                 channel.warm = true;
                 self.wakers.extend(channel.waiter.take());
+            }
+            Message::Measured(usage)
+                if channel.usage.answered < channel.usage.asked && channel.outcome.is_none() =>
+            {
+                channel.usage.answered += 1;
+                channel.usage.last = Some(usage);
+                self.wakers.append(&mut channel.usage.waiters);
             }
             Message::Exited(outcome) if channel.outcome.is_none() => {
                 channel.outcome = Some(outcome);

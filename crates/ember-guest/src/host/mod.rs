@@ -37,7 +37,7 @@ pub use warm::{RunnerId, WarmCommand, WarmRunner};
 
 use crate::protocol::{
     Decoder, ErrorCode, FEATURE_CLOCK, FEATURE_FILES, FEATURE_FREEZE, FEATURE_SESSIONS,
-    FEATURE_WARM, Failure, Hello, Kind, Malformed, Message,
+    FEATURE_USAGE, FEATURE_WARM, Failure, Hello, Kind, Malformed, Message,
 };
 
 use driver::Driver;
@@ -105,10 +105,11 @@ impl Agent {
         Self::drive(stream, Decoder::new(), hello, State::attached())
     }
 
-    fn drive<S>(stream: S, decoder: Decoder, hello: Hello, state: State) -> Self
+    fn drive<S>(stream: S, decoder: Decoder, hello: Hello, mut state: State) -> Self
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
+        state.measures = hello.features & FEATURE_USAGE != 0;
         let shared = Shared::new(state);
         tokio::spawn(Driver::new(stream, Arc::clone(&shared), decoder).run());
         Self {

@@ -13,7 +13,7 @@ use super::channel::Channel;
 use super::link::{Link, State, keep_waker};
 use super::{Closed, Command, Error, RunnerId, WarmCommand, WarmRunner};
 use crate::protocol::{
-    ErrorCode, Failure, MAX_DATA, MAX_MESSAGE, Message, Outcome, PtySize, Stream,
+    ErrorCode, Failure, MAX_DATA, MAX_MESSAGE, Message, Outcome, PtySize, Stream, Usage,
 };
 
 /// One user of a command's channel, which lasts until the last is dropped.
@@ -384,6 +384,24 @@ impl ProcessControl {
     /// Ends the command and everything it has started, at once (`SIGKILL`).
     pub fn kill(&self) {
         self.handle.send(&Message::Kill);
+    }
+
+    /// What the command uses now, and has used. `None`: it has ended, and its
+    /// [`Outcome`] says what it has used.
+    ///
+    /// # Errors
+    /// If the agent is gone, or of a time when agents could not say it.
+    pub async fn usage(&self) -> Result<Option<Usage>, Error> {
+        const ATTEMPT: &str = "see what a command uses";
+        let asked = self.handle.with(State::measure);
+        let number = asked.map_err(|failure| Error::refused(ATTEMPT, failure))?;
+        let answer = poll_fn(|context| {
+            self.handle
+                .with(|state, request| state.poll_measured(request, number, context))
+        });
+        answer
+            .await
+            .map_err(|closed| Error::closed(ATTEMPT, closed))
     }
 }
 

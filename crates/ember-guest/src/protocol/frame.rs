@@ -11,7 +11,7 @@
 
 use super::{
     MAX_CODE, MAX_DATA, MAX_IDENTIFY, MAX_MESSAGE, MAX_RUNNER, MAX_SPAWN, Malformed, Outcome,
-    Stream,
+    Stream, Usage,
 };
 
 /// The size of a frame's header.
@@ -73,6 +73,10 @@ pub enum Kind {
     Warmed = 26,
     /// Asks for a program to be run by a warm interpreter; `Started` is the answer.
     Run = 27,
+    /// Asks what a command uses.
+    Measure = 28,
+    /// Answers `Measure`.
+    Measured = 29,
 }
 
 impl Kind {
@@ -104,6 +108,8 @@ impl Kind {
             25 => Self::Warm,
             26 => Self::Warmed,
             27 => Self::Run,
+            28 => Self::Measure,
+            29 => Self::Measured,
             _ => return None,
         })
     }
@@ -129,6 +135,7 @@ impl Kind {
             | Self::Identified
             | Self::ClockSet
             | Self::Warmed
+            | Self::Measure
             | Self::Kill => 0,
             Self::Reset | Self::Signal => 1,
             Self::Started => 4,
@@ -136,6 +143,7 @@ impl Kind {
             Self::Clock => 8,
             Self::Resize => 4,
             Self::Exited => Outcome::LENGTH,
+            Self::Measured => Usage::LENGTH,
         }
     }
 

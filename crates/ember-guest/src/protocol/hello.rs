@@ -27,6 +27,8 @@ pub const FEATURE_CONFINE: u64 = 1 << 4;
 pub const FEATURE_FILES: u64 = 1 << 5;
 /// The agent brings a program for sessions ([`SessionRole`](super::SessionRole)).
 pub const FEATURE_SESSIONS: u64 = 1 << 6;
+/// The agent says what a command uses while it runs (`Measure`).
+pub const FEATURE_USAGE: u64 = 1 << 7;
 
 /// The agent's wall clock can be set without an identity (`Clock`).
 pub const FEATURE_CLOCK: u64 = 1 << 8;

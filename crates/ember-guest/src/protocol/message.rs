@@ -6,7 +6,7 @@ use super::codec::{Reader, put_string};
 use super::frame::data_flags;
 use super::{
     Frame, HEADER_LEN, Header, Hello, Identity, IdentityError, Kind, MAX_DATA, MAX_MESSAGE,
-    Malformed, Outcome, Spawn, SpawnError, Warm, WarmError,
+    Malformed, Outcome, Spawn, SpawnError, Usage, Warm, WarmError,
 };
 
 /// A stream of a command.
@@ -264,6 +264,10 @@ pub enum Message<'a> {
     Warmed,
     /// See [`Kind::Run`].
     Run(Cow<'a, Warm>),
+    /// See [`Kind::Measure`].
+    Measure,
+    /// See [`Kind::Measured`].
+    Measured(Usage),
 }
 
 impl Message<'_> {
@@ -296,6 +300,8 @@ impl Message<'_> {
             Self::Warm(_) => Kind::Warm,
             Self::Warmed => Kind::Warmed,
             Self::Run(_) => Kind::Run,
+            Self::Measure => Kind::Measure,
+            Self::Measured(_) => Kind::Measured,
         }
     }
 
@@ -331,6 +337,7 @@ impl Message<'_> {
             | Self::Identified
             | Self::ClockSet
             | Self::Warmed
+            | Self::Measure
             | Self::Kill => {}
             Self::Identify(identity) => identity.encode(out)?,
             Self::Hello(hello) => hello.encode(out),
@@ -356,6 +363,7 @@ impl Message<'_> {
             Self::Signal { number } => out.push(*number),
             Self::Resize(size) => size.encode(out),
             Self::Exited(outcome) => outcome.encode(out),
+            Self::Measured(usage) => usage.encode(out),
             Self::Warm(warm) | Self::Run(warm) => warm.encode(self.kind(), out)?,
         }
         Ok(0)
@@ -445,6 +453,8 @@ impl<'a> Message<'a> {
             }
             Kind::Resize => Self::Resize(PtySize::decode(&mut reader)?),
             Kind::Exited => Self::Exited(Outcome::decode(&mut reader)?),
+            Kind::Measure => Self::Measure,
+            Kind::Measured => Self::Measured(Usage::decode(&mut reader)?),
         };
         reader.end()?;
         Ok(message)

@@ -15,6 +15,7 @@
 //! Window{stdout, n}             ->
 //!                              <-      Window{stdin, n}
 //! Signal, Resize, Kill, Reset   ->
+//! Measure                       ->     Measured{usage}, or nothing if Exited is on its way
 //!                              <-      Exited{status, usage}
 //! Warm{runner, setup, ...}      ->     Started, Data ..., then Warmed  or  Exited
 //! Run{runner, code, argv, ...}  ->     Started ... as for Spawn
@@ -89,6 +90,7 @@ mod session;
 mod spawn;
 #[cfg(test)]
 mod tests;
+mod usage;
 mod warm;
 
 pub use files::{
@@ -98,7 +100,7 @@ pub use files::{
 pub use frame::{Decoder, Frame, HEADER_LEN, Header, Kind, data_flags};
 pub use hello::{
     FEATURE_CGROUP, FEATURE_CLOCK, FEATURE_CONFINE, FEATURE_FILES, FEATURE_FREEZE, FEATURE_PTY,
-    FEATURE_SESSIONS, FEATURE_WARM, Hello, MIN_VERSION, VERSION, VersionMismatch,
+    FEATURE_SESSIONS, FEATURE_USAGE, FEATURE_WARM, Hello, MIN_VERSION, VERSION, VersionMismatch,
 };
 pub use identity::{ENTROPY, Identity, IdentityError, Variables};
 pub use limits::Limits;
@@ -109,6 +111,7 @@ pub use session::{
     SessionFrame, SessionMalformed, SessionRole,
 };
 pub use spawn::{Spawn, SpawnError};
+pub use usage::Usage;
 pub use warm::{INLINE, Warm, WarmError};
 
 /// The name of the agent's own program that serves the JSON protocol (`docs/protocol.md`).

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ember_guest::host::Command;
+use ember_guest::host::{Command, Stdin};
 use ember_guest::protocol::{ErrorCode, Limits, Status};
 use nix::unistd::Uid;
 
@@ -34,6 +34,32 @@ async fn every_signal_is_exact() {
             .outcome;
         assert_eq!(outcome.status, Status::Signaled(number));
         assert_eq!(outcome.status.shell_code(), 128 + i32::from(number));
+    }
+}
+
+#[tokio::test]
+async fn what_a_command_uses_is_told_until_it_ends() {
+    for test in TestAgent::every_kind() {
+        let agent = test.connect().await;
+        let mut process = spawn(&agent, sh("echo 12345; read -r line").stdin(Stdin::Piped)).await;
+        let control = process.control();
+        let mut usage = control.usage().await.unwrap().unwrap();
+        while usage.output < 6 {
+            let next = control.usage().await.unwrap().unwrap();
+            assert!(next.wall >= usage.wall && next.user >= usage.user);
+            usage = next;
+        }
+        assert_eq!(usage.output, 6, "{}", test.name());
+        // Many at once have an answer each, and none after its end.
+        let mut waiting = tokio::task::JoinSet::new();
+        for _ in 0..50 {
+            let control = control.clone();
+            waiting.spawn(async move { control.usage().await.unwrap().is_some() });
+        }
+        assert!(waiting.join_all().await.into_iter().all(|told| told));
+        let outcome = process.wait().await.unwrap();
+        assert!(outcome.wall >= usage.wall);
+        assert_eq!(control.usage().await.unwrap(), None);
     }
 }
 

@@ -13,7 +13,9 @@ use ember_vmm::ExitReason;
 
 use super::error::WorkerError;
 use super::process::Process;
-use crate::protocol::{Answer, CONSOLE_BYTES, Call, Message, Refusal, Request, UNANSWERED};
+use crate::protocol::{
+    Answer, CONSOLE_BYTES, Call, Message, Refusal, RefusalKind, Request, UNANSWERED,
+};
 use crate::wire;
 
 /// How many pieces of console output may wait for a slow sink; further ones are lost to it.
@@ -90,6 +92,34 @@ impl Link {
         self.numbered_call(request, files, patience).1
     }
 
+    /// Asks for something that the guest may keep it waiting for. If there is no answer within
+    /// `patience`, none is waited for any more, and the worker is not to blame.
+    pub(super) fn call_guest(
+        &self,
+        request: Request,
+        files: &[BorrowedFd<'_>],
+        patience: Duration,
+    ) -> Result<Answer, WorkerError> {
+        let id = self.ask(request, files);
+        let deadline = Instant::now().checked_add(patience);
+        let mut state = self.lock();
+        loop {
+            if state.gone || state.calls.get(&id).is_none_or(Option::is_some) {
+                drop(state);
+                return self.outcome(id, patience);
+            }
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let left = left.unwrap_or(patience);
+            if left.is_zero() {
+                state.calls.remove(&id);
+                let text = format!("the guest did not answer within {} s", patience.as_secs());
+                return Err(WorkerError::Refused(Refusal::new(RefusalKind::Ended, text)));
+            }
+            let waited = self.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
     /// [`call`](Self::call), with the number that the call had.
     pub(super) fn numbered_call(
         &self,
@@ -97,6 +127,12 @@ impl Link {
         files: &[BorrowedFd<'_>],
         patience: Duration,
     ) -> (u32, Result<Answer, WorkerError>) {
+        let id = self.ask(request, files);
+        (id, self.outcome(id, patience))
+    }
+
+    /// Sends a call that is answered, and says its number.
+    fn ask(&self, request: Request, files: &[BorrowedFd<'_>]) -> u32 {
         let mut state = self.lock();
         let id = match state.last_id.wrapping_add(1) {
             UNANSWERED => UNANSWERED + 1,
@@ -108,7 +144,7 @@ impl Link {
         if let Err(error) = self.send(&Call { id, request }, files) {
             self.broken(&error);
         }
-        (id, self.outcome(id, patience))
+        id
     }
 
     fn outcome(&self, id: u32, patience: Duration) -> Result<Answer, WorkerError> {

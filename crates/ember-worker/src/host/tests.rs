@@ -9,7 +9,7 @@ use super::link::Link;
 use super::process::Program;
 use super::*;
 use crate::WORKER;
-use crate::protocol::{RefusalKind, Request};
+use crate::protocol::{RefusalKind, Request, VERSION};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -97,6 +97,41 @@ fn a_worker_has_nothing_of_its_parents() {
         link.process().reap(),
         format!("the worker process {id} was killed by signal 9")
     );
+}
+
+#[test]
+fn a_workers_memory_is_counted_from_outside_until_it_ends() {
+    let link = start();
+    settled(&link);
+    let own = link.process().own_memory().unwrap();
+    assert!((4096..4 << 20).contains(&own), "{own}");
+    link.process().kill();
+    link.process().reap();
+    link.process().own_memory().unwrap_err();
+}
+
+#[test]
+fn a_call_that_a_guest_keeps_waiting_is_given_up_and_the_worker_lives() {
+    let workers = match has_kvm() {
+        true => Workers::of(WORKER).unwrap(),
+        false => return,
+    };
+    let worker = workers.take().unwrap();
+    settled(&worker.0);
+    let id = worker.0.process().id();
+    let pid = rustix::process::Pid::from_raw(i32::try_from(id).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    let short = Duration::from_millis(50);
+    let error = worker.0.call_guest(Request::Pause, &[], short).unwrap_err();
+    assert_eq!(error.kind(), RefusalKind::Ended, "{error}");
+    // What it says of it later is for nobody.
+    rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+    let error = worker
+        .0
+        .call_guest(Request::Pause, &[], PATIENCE)
+        .unwrap_err();
+    assert_eq!(error.kind(), RefusalKind::Internal, "{error}");
+    assert!(error.to_string().contains("no VM"), "{error}");
 }
 
 #[test]
@@ -205,7 +240,7 @@ fn what_is_no_program_is_said_to_be_none() {
 #[test]
 fn a_worker_that_breaks_the_protocol_is_ended_with_its_reason() {
     let link = start();
-    let error = link.take(&[1, 99]).unwrap_err();
+    let error = link.take(&[VERSION, 99]).unwrap_err();
     link.broken(&error);
     let id = link.process().id();
     let (sender, ended) = std::sync::mpsc::channel();

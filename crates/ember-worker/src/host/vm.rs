@@ -25,6 +25,8 @@ use crate::wire;
 /// How long a worker may take for what it is asked. Far longer than anything takes on a host that
 /// still does its work.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a guest may take to accept a stream: longer than its device gives it.
+const CONNECT: Duration = Duration::from_secs(20);
 /// How much memory it has to copy in a second, at the very least.
 const SLOWEST_COPY: u64 = 16 << 20;
 
@@ -326,6 +328,25 @@ impl RemoteVm {
         self.link().post(Request::Prefetch, &[touched.as_fd()]);
     }
 
+    /// Opens a stream to a `port` of the guest's, and returns the host's end when the guest has
+    /// accepted. The pair is made here, so that nobody else can change how this end behaves.
+    ///
+    /// # Errors
+    /// [`RefusalKind::Absent`] if nothing in the guest listens there; if it has ended, or does not
+    /// answer, as one does not that is paused.
+    pub fn connect(&self, port: Port) -> Result<UnixStream, WorkerError> {
+        let action = "make a stream to a guest";
+        let (ours, theirs) = UnixStream::pair().map_err(WorkerError::host(action))?;
+        let request = Request::Connect { port };
+        match self
+            .link()
+            .call_guest(request, &[theirs.as_fd()], CONNECT)?
+        {
+            Answer::Done => Ok(ours),
+            other => Err(misunderstood(&other)),
+        }
+    }
+
     /// Takes its state while it goes on. Its memory is written to `memory`, which is complete when
     /// the copy is.
     ///
@@ -371,6 +392,15 @@ impl RemoteVm {
     /// How long it may take to copy all of its memory.
     fn copying(&self) -> Duration {
         PATIENCE + Duration::from_secs(self.memory_bytes / SLOWEST_COPY)
+    }
+
+    /// How much memory its process has of its own: what the guest has copied or touched, and little
+    /// else. It is the kernel's count, and asks nothing of the worker.
+    ///
+    /// # Errors
+    /// If it has ended, or there is no `/proc`.
+    pub fn own_memory(&self) -> std::io::Result<u64> {
+        self.link().process().own_memory()
     }
 
     /// Which pages of its memory are no longer what they were when it was made.

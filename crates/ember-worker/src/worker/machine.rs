@@ -16,7 +16,7 @@ use ember_snapshot::{PageSet, WorkingSet};
 use ember_vmm::devices::serial::ConsoleConfig;
 use ember_vmm::devices::virtio::balloon::BalloonConfig;
 use ember_vmm::devices::virtio::block::BlockConfig;
-use ember_vmm::devices::virtio::vsock::{GivenEnds, VsockConfig};
+use ember_vmm::devices::virtio::vsock::{ConnectError, GivenEnds, VsockConfig};
 use ember_vmm::kernel::KernelImage;
 use ember_vmm::{
     Backing, BuildError, Checkpoint, Hypervisor, LiveSaveError, MemoryCopy, RestoreConfig,
@@ -25,7 +25,8 @@ use ember_vmm::{
 
 use super::serve::{Files, Owner};
 use crate::protocol::{
-    Answer, Boot, CONSOLE_BYTES, Disk, MAX_STATE, Message, Refusal, RefusalKind, Request, Restore,
+    Answer, Boot, CONSOLE_BYTES, Disk, MAX_STATE, Message, Port, Refusal, RefusalKind, Request,
+    Restore,
 };
 use crate::wire;
 
@@ -181,12 +182,40 @@ impl Machine {
                     None => Ok(Some(Answer::Pages { bytes: 0 })),
                 };
             }
+            Request::Connect { port } => return self.connect(id, *port, files),
             Request::Boot(_) | Request::Restore(_) => {
                 let text = "this worker has its VM already";
                 return Err(Refusal::new(RefusalKind::Internal, text));
             }
         }
         Ok(Some(Answer::Done))
+    }
+
+    /// Opens a stream to a port of the guest's. It is the guest that answers, so that nobody waits
+    /// for it here.
+    fn connect(&self, id: u32, port: Port, mut files: Files) -> Result<Option<Answer>, Refusal> {
+        let end = UnixStream::from(files.next()?);
+        let vsock = self.vm.vsock().ok_or_else(|| {
+            let text = "the guest has no socket device any more";
+            Refusal::new(RefusalKind::Ended, text)
+        })?;
+        let owner = self.owner.clone();
+        let done = move |outcome: Result<(), ConnectError>| {
+            let outcome = outcome.map_err(|error| {
+                let kind = match &error {
+                    ConnectError::Refused { .. } => RefusalKind::Absent,
+                    ConnectError::TooManyStreams { .. } => RefusalKind::NoRoom,
+                    ConnectError::Host { .. } => RefusalKind::Host,
+                    _ => RefusalKind::Ended,
+                };
+                refused(kind)(error)
+            });
+            owner.answer(id, outcome.map(|()| Answer::Done));
+        };
+        vsock
+            .connect_given(port, end, Box::new(done))
+            .map_err(refused(RefusalKind::Ended))?;
+        Ok(None)
     }
 
     fn save(&mut self, id: u32, mut files: Files) -> Result<Answer, Refusal> {

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use nix::errno::Errno;
@@ -69,6 +69,7 @@ impl<E: std::error::Error> From<E> for Failed {
 #[derive(Debug)]
 pub(super) struct Backend {
     child: Child,
+    cgroup: PathBuf,
     stream: UnixStream,
     decoder: Decoder,
     last: u32,
@@ -87,6 +88,7 @@ impl Backend {
         ours.set_nonblocking(true)?;
         let mut backend = Self {
             child,
+            cgroup: cgroup.to_owned(),
             stream: ours,
             decoder: Decoder::new(),
             last: 0,
@@ -221,5 +223,7 @@ impl Drop for Backend {
     fn drop(&mut self) {
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
         let _ = self.child.wait();
+        // If it was ended before it could, what it has started is still there.
+        let _ = std::fs::write(self.cgroup.join("cgroup.kill"), "1");
     }
 }

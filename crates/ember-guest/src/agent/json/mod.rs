@@ -11,7 +11,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -34,8 +34,8 @@ const MAX_CLIENTS: usize = 16;
 /// Any address of this machine (`VMADDR_CID_ANY`), and the host's (vsock(7)).
 const ANY: u32 = u32::MAX;
 const HOST: u32 = 2;
-/// Where clients' programs have their cgroups.
-const CGROUPS: &str = "/sys/fs/cgroup/ember-json";
+/// Where the kernel shows cgroups.
+const CGROUPS: &str = "/sys/fs/cgroup";
 /// The most that a program may write to its outputs together.
 const OUTPUT: u64 = 8 << 20;
 /// The most that a compiler may say.
@@ -50,6 +50,9 @@ struct Config {
     user: String,
     home: String,
     languages: Vec<Language>,
+    /// Where clients' programs have their cgroups.
+    #[serde(skip)]
+    cgroups: PathBuf,
 }
 
 #[derive(Debug, Deserialize)]
@@ -89,7 +92,7 @@ pub(super) fn main(mut arguments: impl Iterator<Item = OsString>) -> i32 {
 }
 
 /// Serves all clients. Says on standard output when it does, or that somebody does already.
-fn serve(config: Config) -> io::Result<()> {
+fn serve(mut config: Config) -> io::Result<()> {
     let listener = socket(
         AddressFamily::Vsock,
         SockType::Stream,
@@ -104,6 +107,7 @@ fn serve(config: Config) -> io::Result<()> {
         Err(errno) => return Err(errno.into()),
     }
     listen(&listener, Backlog::new(MAX_CLIENTS as i32)?)?;
+    config.cgroups = make_way()?;
     say("ready\n")?;
     let config = Arc::new(config);
     let clients = Arc::new(AtomicUsize::new(0));
@@ -131,6 +135,21 @@ fn serve(config: Config) -> io::Result<()> {
             let _ = serve_client(stream, &config);
         });
     }
+}
+
+/// This program's own cgroup, with no process in it: its programs' are made in there, so that whoever
+/// ends this one, in whatever way, ends those, and removes them. A cgroup that has processes itself
+/// hands no controllers on (`Documentation/admin-guide/cgroup-v2.rst`, "No Internal Process
+/// Constraint"), so that this program has one below it as well.
+fn make_way() -> io::Result<PathBuf> {
+    let own = std::fs::read_to_string("/proc/self/cgroup")?;
+    let own = own.lines().find_map(|line| line.strip_prefix("0::/"));
+    let own = own.ok_or_else(|| io::Error::other("there is no cgroup2"))?;
+    let own = Path::new(CGROUPS).join(own);
+    let leaf = own.join("server");
+    std::fs::create_dir(&leaf)?;
+    std::fs::write(leaf.join("cgroup.procs"), "0")?;
+    Ok(own)
 }
 
 /// A client's place among those that there may be.
@@ -326,7 +345,7 @@ impl Executor<'_> {
             none => {
                 let unique = LAST.fetch_add(1, Ordering::Relaxed);
                 none.insert(Backend::start(
-                    &Path::new(CGROUPS).join(unique.to_string()),
+                    &self.config.cgroups.join(unique.to_string()),
                 )?)
             }
         };

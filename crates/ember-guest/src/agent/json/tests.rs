@@ -14,6 +14,7 @@ fn config() -> Config {
         user: "nobody".to_owned(),
         home: "/".to_owned(),
         languages: Vec::new(),
+        cgroups: PathBuf::new(),
     }
 }
 
@@ -129,6 +130,38 @@ fn what_can_be_read_is_answered_and_what_follows_as_well() {
     let (invalid, language) = (Some("invalid_request"), Some("unsupported_language"));
     assert_eq!(errors, [invalid, invalid, invalid, language]);
     assert_eq!(answers[3]["id"], "1");
+}
+
+#[test]
+fn what_the_guest_cannot_run_is_an_internal_error_and_the_connection_goes_on() {
+    let (mut client, server) = UnixStream::pair().unwrap();
+    let mut config = config();
+    // What it starts to run programs is this very test's executable, which does not.
+    config.cgroups = PathBuf::from("/there/is/no/such");
+    config.languages = vec![Language {
+        names: vec!["python".to_owned()],
+        extension: "py".to_owned(),
+        interpreter: vec!["python".to_owned()],
+        inline: Some("-c".to_owned()),
+        compile: None,
+    }];
+    let serving = std::thread::spawn(move || serve_client(server.into(), &config));
+    for _ in 0..2 {
+        client.write_all(&framed(&valid().to_string())).unwrap();
+        let mut answer = || match read_frame(&mut client).unwrap() {
+            Incoming::Frame(frame) => serde_json::from_slice::<Value>(&frame).unwrap(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(answer(), ack("1"));
+        let error = answer();
+        assert_eq!(
+            (&error["type"], &error["error"], &error["id"]),
+            (&"error".into(), &"internal_error".into(), &"1".into())
+        );
+        assert!(error["message"].is_string());
+    }
+    drop(client);
+    serving.join().unwrap().unwrap();
 }
 
 #[test]

@@ -11,7 +11,7 @@ use super::limits::Watch;
 use crate::agent::spawn::Streams;
 use crate::agent::sys::Reaped;
 use crate::agent::tree::Tree;
-use crate::protocol::{LimitHit, Outcome, Spawn, Stream, WINDOW};
+use crate::protocol::{LimitHit, Outcome, Spawn, Stream, Usage, WINDOW};
 
 /// The terminal's end-of-file character (VEOF of termios(3)), in its usual setting.
 const END_OF_FILE: u8 = 4;
@@ -129,6 +129,11 @@ impl Command {
             self.kill();
         }
         hit
+    }
+
+    /// What it uses.
+    pub(super) fn usage(&self) -> Usage {
+        self.watch.usage(self.start.elapsed(), &self.tree)
     }
 
     /// Nothing but what is in its pipes can come from it any more.

@@ -10,7 +10,7 @@ use nix::libc;
 
 use crate::agent::sys::Reaped;
 use crate::agent::tree::Tree;
-use crate::protocol::{LimitHit, Limits, Outcome, Status};
+use crate::protocol::{LimitHit, Limits, Outcome, Status, Usage};
 
 /// How often limits are looked at that the kernel does not enforce.
 const LOOK: Duration = Duration::from_millis(100);
@@ -112,6 +112,22 @@ impl Watch {
     /// So many have been.
     pub(super) fn passed_on(&mut self, bytes: usize) {
         self.output = self.output.saturating_add(bytes as u64);
+    }
+
+    /// What a command has used that runs for so long.
+    pub(super) fn usage(&self, wall: Duration, tree: &Tree) -> Usage {
+        let (user, system) = self.used(tree).unwrap_or_default();
+        Usage {
+            wall,
+            user,
+            system,
+            memory: tree.memory().unwrap_or(0),
+            peak_memory: tree.peak_memory().unwrap_or(0),
+            processes: tree.processes().unwrap_or(0),
+            peak_processes: tree.peak_processes().unwrap_or(0),
+            output: self.output,
+            disk: tree.disk(),
+        }
     }
 
     /// The outcome of a command that has ended like this.

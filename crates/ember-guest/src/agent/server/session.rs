@@ -21,8 +21,8 @@ use crate::agent::sys;
 use crate::agent::tree::Tree;
 use crate::protocol::{
     ErrorCode, FEATURE_CGROUP, FEATURE_CLOCK, FEATURE_CONFINE, FEATURE_FILES, FEATURE_FREEZE,
-    FEATURE_PTY, FEATURE_SESSIONS, FEATURE_WARM, Failure, Hello, Kind, LimitHit, MAX_DATA,
-    Malformed, Message, Spawn, Stream, WINDOW,
+    FEATURE_PTY, FEATURE_SESSIONS, FEATURE_USAGE, FEATURE_WARM, Failure, Hello, Kind, LimitHit,
+    MAX_DATA, Malformed, Message, Spawn, Stream, WINDOW,
 };
 
 /// How long nothing has to happen before what can wait is done.
@@ -92,7 +92,7 @@ impl<'a> Session<'a> {
     /// Serves the connection until it ends. Whatever it leaves is the agent's to end.
     pub(super) fn run(mut self) -> io::Result<Option<End>> {
         let mut features = FEATURE_PTY | FEATURE_FREEZE | FEATURE_WARM | FEATURE_FILES;
-        features |= FEATURE_SESSIONS | FEATURE_CLOCK;
+        features |= FEATURE_SESSIONS | FEATURE_CLOCK | FEATURE_USAGE;
         if self.agent.trees.has_cgroups() {
             features |= FEATURE_CGROUP;
         }
@@ -650,6 +650,13 @@ impl<'a> Session<'a> {
                 {
                     // A terminal takes any size.
                     let _ = sys::set_terminal_size(terminal, size);
+                }
+            }
+            Message::Measure => {
+                // Its end, if that was first, is the answer.
+                if let Some(command) = self.commands.get(&id).filter(|it| !it.reported) {
+                    let usage = Message::Measured(command.usage());
+                    self.connection.send(request, &usage);
                 }
             }
             Message::Kill => {

@@ -384,6 +384,14 @@ impl Cgroup {
         files.flatten().unwrap_or(0)
     }
 
+    pub(super) fn memory(&self) -> Option<u64> {
+        self.limited.then(|| self.number("memory.current", ""))?
+    }
+
+    pub(super) fn processes(&self) -> Option<u64> {
+        self.limited.then(|| self.number("pids.current", ""))?
+    }
+
     pub(super) fn peak_memory(&self) -> Option<u64> {
         self.limited.then(|| self.number("memory.peak", ""))?
     }

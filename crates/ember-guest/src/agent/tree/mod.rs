@@ -198,6 +198,16 @@ impl Tree {
         self.as_cgroup().map_or(0, Cgroup::disk)
     }
 
+    /// The memory that it has, if that is counted.
+    pub(crate) fn memory(&self) -> Option<u64> {
+        self.as_cgroup()?.memory()
+    }
+
+    /// The processes that it has, if they are counted.
+    pub(crate) fn processes(&self) -> Option<u64> {
+        self.as_cgroup()?.processes()
+    }
+
     /// The most memory it had, if that is counted.
     pub(crate) fn peak_memory(&self) -> Option<u64> {
         self.as_cgroup()?.peak_memory()

@@ -52,6 +52,8 @@ fn a_long_frame_is_refused_by_its_header() {
         (Kind::Freeze, 0),
         (Kind::Clock, 8),
         (Kind::Exited, 59),
+        (Kind::Measure, 0),
+        (Kind::Measured, 72),
         (Kind::Thaw, 0),
         (Kind::Data, MAX_DATA),
         (Kind::Pong, 0),

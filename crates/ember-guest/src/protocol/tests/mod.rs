@@ -39,6 +39,20 @@ fn outcome() -> Outcome {
     }
 }
 
+fn usage() -> Usage {
+    Usage {
+        wall: Duration::from_millis(1500),
+        user: Duration::from_micros(1),
+        system: Duration::from_micros(2),
+        memory: 4096,
+        peak_memory: 8192,
+        processes: 3,
+        peak_processes: 4,
+        output: 5,
+        disk: 6,
+    }
+}
+
 fn spawn() -> Spawn {
     Spawn {
         argv: vec![b"sh".to_vec(), b"-c".to_vec()],

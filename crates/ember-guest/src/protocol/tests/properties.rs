@@ -53,6 +53,16 @@ prop_compose! {
     }
 }
 
+prop_compose! {
+    fn usages()(times: [u64; 3], counts: [u64; 6]) -> Usage {
+        let [wall, user, system] = times.map(Duration::from_micros);
+        let [memory, peak_memory, processes, peak_processes, output, disk] = counts;
+        Usage {
+            wall, user, system, memory, peak_memory, processes, peak_processes, output, disk,
+        }
+    }
+}
+
 fn streams() -> impl Strategy<Value = Stream> {
     prop_oneof![
         Just(Stream::Stdin),
@@ -116,6 +126,8 @@ fn messages() -> impl Strategy<Value = Message<'static>> {
             ..program()
         }))),
         Just(Message::Warmed),
+        Just(Message::Measure),
+        usages().prop_map(Message::Measured),
         identities().prop_map(|identity| Message::Identify(Cow::Owned(identity))),
         Just(Message::Identified),
         (0..=i64::MAX as u64).prop_map(|nanoseconds| Message::Clock { nanoseconds }),
@@ -185,7 +197,7 @@ proptest! {
             Just(Kind::Hello), Just(Kind::Error), Just(Kind::Spawn), Just(Kind::Started),
             Just(Kind::Data), Just(Kind::Window), Just(Kind::Reset), Just(Kind::Signal),
             Just(Kind::Resize), Just(Kind::Exited), Just(Kind::Identify),
-            Just(Kind::Clock), Just(Kind::Warm), Just(Kind::Run),
+            Just(Kind::Clock), Just(Kind::Warm), Just(Kind::Run), Just(Kind::Measured),
         ],
         flags in 0..8u8,
         payload in proptest::collection::vec(prop_oneof![Just(0u8), any::<u8>()], 0..300),

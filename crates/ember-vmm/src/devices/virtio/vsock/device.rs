@@ -172,8 +172,8 @@ impl VsockDevice {
         };
         for command in commands {
             match command {
-                Command::Connect { port, done } if is_running => streams.connect(port, done),
-                Command::Connect { port, done } => done(Err(ConnectError::NotReady { port })),
+                Command::Connect { port, caller } if is_running => streams.connect(port, caller),
+                Command::Connect { port, caller } => caller.refuse(ConnectError::NotReady { port }),
                 Command::Listen { port, accept } => streams.listen(port, accept),
                 Command::Unlisten { port } => streams.unlisten(port),
             }
@@ -363,8 +363,8 @@ impl VirtioDevice for VsockDevice {
 impl Drop for VsockDevice {
     fn drop(&mut self) {
         for command in self.mailbox.close() {
-            if let Command::Connect { done, .. } = command {
-                done(Err(ConnectError::Closed));
+            if let Command::Connect { caller, .. } = command {
+                caller.refuse(ConnectError::Closed);
             }
         }
         if let Some(streams) = &mut self.streams {

@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::{Accept, ConnectDone, ConnectError, ListenError, VsockClosed};
+use super::{Accept, Caller, ConnectError, ListenError, VsockClosed};
 
 /// How many commands may wait before further connections are refused. The device thread takes all
 /// of them at once, so so many wait only while it is stopped.
@@ -19,7 +19,7 @@ const MAX_COMMANDS: usize = 4096;
 /// Something for the device thread to do.
 pub(super) enum Command {
     /// Open a stream to a port of the guest.
-    Connect { port: u32, done: ConnectDone },
+    Connect { port: u32, caller: Caller },
     /// Accept connections to a port of the host.
     Listen { port: u32, accept: Accept },
     /// Stop accepting.
@@ -58,16 +58,16 @@ impl Mailbox {
     }
 
     /// Leaves word to connect.
-    pub(super) fn connect(&self, port: u32, done: ConnectDone) -> Result<(), VsockClosed> {
+    pub(super) fn connect(&self, port: u32, caller: Caller) -> Result<(), VsockClosed> {
         let mut state = self.lock();
         if state.closed {
             return Err(VsockClosed);
         }
         if state.commands.len() < MAX_COMMANDS {
-            self.push(&mut state, Command::Connect { port, done });
+            self.push(&mut state, Command::Connect { port, caller });
         } else {
             drop(state);
-            done(Err(ConnectError::TooManyStreams { port }));
+            caller.refuse(ConnectError::TooManyStreams { port });
         }
         Ok(())
     }

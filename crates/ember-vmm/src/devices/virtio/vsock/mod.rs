@@ -83,8 +83,23 @@ impl Default for VsockConfig {
     }
 }
 
-/// What is called with the host's end of a stream that was asked for, or with why there is none.
-type ConnectDone = Box<dyn FnOnce(Result<UnixStream, ConnectError>) + Send>;
+/// Who has asked for a stream.
+enum Caller {
+    /// Is called with the host's end, or with why there is none.
+    Wants(Box<dyn FnOnce(Result<UnixStream, ConnectError>) + Send>),
+    /// Has the host's end already, and has given the device's.
+    Gives(UnixStream, Box<dyn FnOnce(Result<(), ConnectError>) + Send>),
+}
+
+impl Caller {
+    /// There is no stream.
+    fn refuse(self, why: ConnectError) {
+        match self {
+            Self::Wants(done) => done(Err(why)),
+            Self::Gives(_, done) => done(Err(why)),
+        }
+    }
+}
 
 /// What is called with the host's end of each stream that the guest opened.
 type Accept = Box<dyn FnMut(UnixStream) + Send>;
@@ -119,7 +134,19 @@ impl VsockHandle {
         port: u32,
         done: Box<dyn FnOnce(Result<UnixStream, ConnectError>) + Send>,
     ) -> Result<(), VsockClosed> {
-        self.mailbox.connect(port, done)
+        self.mailbox.connect(port, Caller::Wants(done))
+    }
+
+    /// [`connect`](Self::connect) with a socket pair that was made elsewhere: `ours` becomes the
+    /// device's end, and the other half is with whoever speaks with the guest, maybe in another
+    /// process. Nothing that is written there before `done` is called is lost.
+    pub fn connect_given(
+        &self,
+        port: u32,
+        ours: UnixStream,
+        done: Box<dyn FnOnce(Result<(), ConnectError>) + Send>,
+    ) -> Result<(), VsockClosed> {
+        self.mailbox.connect(port, Caller::Gives(ours, done))
     }
 
     /// Opens a stream to `port` in the guest and waits for it. Not to be called on the device

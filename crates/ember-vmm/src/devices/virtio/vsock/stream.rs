@@ -14,7 +14,7 @@ use nix::sys::socket::{self, MsgFlags};
 use vm_memory::Bytes;
 use vmm_sys_util::epoll::EventSet;
 
-use super::ConnectDone;
+use super::Caller;
 use super::connection::{Connection, Phase};
 use super::receive::HEADER_BYTES;
 use super::transfer::{self, TransferError};
@@ -48,7 +48,7 @@ pub(super) struct Stream {
     /// When the guest must have answered.
     pub(super) deadline: Option<Instant>,
     /// Who waits for the guest to accept.
-    pub(super) done: Option<ConnectDone>,
+    pub(super) caller: Option<Caller>,
 }
 
 /// How a stream goes on.
@@ -92,7 +92,7 @@ impl Stream {
             queued: false,
             burst: 1,
             deadline: None,
-            done: None,
+            caller: None,
         }
     }
 

@@ -20,7 +20,7 @@ use super::receive::Receiver;
 use super::stream::{Fate, Stream};
 use super::timer::Timer;
 use super::transfer::{self, TransferError};
-use super::{Accept, ConnectDone, ConnectError, VsockConfig};
+use super::{Accept, Caller, ConnectError, VsockConfig};
 use crate::devices::virtio::chain::Buffers;
 use crate::devices::virtio::mmio::DOORBELL_TOKEN;
 use crate::devices::virtio::queue::QueueError;
@@ -68,7 +68,7 @@ pub(super) struct Streams {
     deadlines: BTreeSet<(Instant, u32)>,
     timer: Timer,
     /// Connections that a reset of the driver ended, and whose owners are yet to be told.
-    orphans: Vec<(ConnectDone, ConnectError)>,
+    orphans: Vec<(Caller, ConnectError)>,
 }
 
 impl fmt::Debug for Streams {
@@ -195,17 +195,17 @@ impl Streams {
     }
 
     /// Opens a stream to `port` of the guest.
-    pub(super) fn connect(&mut self, port: u32, done: ConnectDone) {
+    pub(super) fn connect(&mut self, port: u32, caller: Caller) {
         let slot = if self.by_token.len() < self.config.max_streams {
             self.free_port(port).zip(self.free_token())
         } else {
             None
         };
         let Some((ports, token)) = slot else {
-            return done(Err(ConnectError::TooManyStreams { port }));
+            return caller.refuse(ConnectError::TooManyStreams { port });
         };
         let mut stream = Stream::new(Connection::requested(ports, self.config.buffer_bytes));
-        stream.done = Some(done);
+        stream.caller = Some(caller);
         self.insert(token, stream);
         self.set_deadline(token, self.config.connect_timeout);
         self.settle(token);
@@ -338,10 +338,10 @@ impl Streams {
         let tokens: Vec<u32> = self.by_token.keys().copied().collect();
         for token in tokens {
             if let Some(mut stream) = self.remove(token)
-                && let Some(done) = stream.done.take()
+                && let Some(caller) = stream.caller.take()
             {
                 let port = stream.connection.ports.guest;
-                self.orphans.push((done, ConnectError::Reset { port }));
+                self.orphans.push((caller, ConnectError::Reset { port }));
             }
         }
         self.refusals.clear();
@@ -354,16 +354,16 @@ impl Streams {
 
     /// Tells those whose connections were ended by a reset.
     pub(super) fn tell_orphans(&mut self) {
-        for (done, error) in self.orphans.drain(..) {
-            done(Err(error));
+        for (caller, error) in self.orphans.drain(..) {
+            caller.refuse(error);
         }
     }
 
     /// Ends everything, for good.
     pub(super) fn close(&mut self) {
         self.reset();
-        for (done, _) in self.orphans.drain(..) {
-            done(Err(ConnectError::Closed));
+        for (caller, _) in self.orphans.drain(..) {
+            caller.refuse(ConnectError::Closed);
         }
         self.listeners.clear();
     }
@@ -434,18 +434,25 @@ impl Streams {
         let Some(stream) = self.by_token.get_mut(&token) else {
             return;
         };
-        let opened = stream.open_socket();
-        let done = stream.done.take();
         let port = stream.connection.ports.guest;
-        let result = match opened {
-            Ok(host_end) => Ok(host_end),
-            Err(source) => {
-                self.kill(token, None);
-                Err(ConnectError::Host { port, source })
+        let failed = |source| ConnectError::Host { port, source };
+        match stream.caller.take() {
+            Some(Caller::Gives(ours, done)) => {
+                let used = stream.use_socket(ours).map_err(failed);
+                if used.is_err() {
+                    self.kill(token, None);
+                }
+                done(used);
             }
-        };
-        if let Some(done) = done {
-            done(result);
+            Some(Caller::Wants(done)) => {
+                let opened = stream.open_socket().map_err(failed);
+                if opened.is_err() {
+                    self.kill(token, None);
+                }
+                done(opened);
+            }
+            // Each stream that the host opens has a caller until it is established.
+            None => self.kill(token, None),
         }
     }
 
@@ -457,10 +464,10 @@ impl Streams {
         if stream.fate_after_reset() == Fate::Detaches {
             self.detach(token);
         } else if let Some(mut stream) = self.remove(token)
-            && let Some(done) = stream.done.take()
+            && let Some(caller) = stream.caller.take()
         {
             let port = stream.connection.ports.guest;
-            done(Err(ConnectError::Refused { port }));
+            caller.refuse(ConnectError::Refused { port });
         }
     }
 
@@ -469,11 +476,11 @@ impl Streams {
     fn kill(&mut self, token: u32, why: Option<fn(u32) -> ConnectError>) {
         self.push_reset(token);
         if let Some(mut stream) = self.remove(token)
-            && let Some(done) = stream.done.take()
+            && let Some(caller) = stream.caller.take()
         {
             let port = stream.connection.ports.guest;
             let why = why.unwrap_or(|port| ConnectError::Refused { port });
-            done(Err(why(port)));
+            caller.refuse(why(port));
         }
     }
 

@@ -162,6 +162,41 @@ fn host_connects_and_data_goes_both_ways() {
 }
 
 #[test]
+fn a_stream_can_have_a_pair_that_was_made_elsewhere() {
+    let mut guest = Guest::new();
+    let (ours, mut host) = UnixStream::pair().unwrap();
+    let (sender, result) = mpsc::channel();
+    let done = Box::new(move |result| drop(sender.send(result)));
+    guest.handle.connect_given(22, ours, done).unwrap();
+    guest.settle();
+    // Before there is anybody to read it.
+    host.write_all(b"to the guest").unwrap();
+    assert!(result.try_recv().is_err());
+    let (request, _) = guest.expect(Operation::Request);
+    let mut socket = Socket::established(22, request.src_port, &request);
+    socket.control(&mut guest, Operation::Response, 0);
+    result.try_recv().unwrap().unwrap();
+    socket.send(&mut guest, b"to the host");
+    guest.settle();
+    socket.take_in(&mut guest);
+    assert_eq!(socket.received, b"to the guest");
+    host.set_nonblocking(true).unwrap();
+    assert_eq!(read_all(&mut host), (b"to the host".to_vec(), false));
+
+    // One that is refused is at its end.
+    let (ours, mut host) = UnixStream::pair().unwrap();
+    let (sender, result) = mpsc::channel();
+    let done = Box::new(move |result| drop(sender.send(result)));
+    guest.handle.connect_given(22, ours, done).unwrap();
+    guest.settle();
+    let (request, _) = guest.expect(Operation::Request);
+    guest.send(&packet(Operation::Reset, 22, request.src_port), &[]);
+    let refused = result.try_recv().unwrap();
+    assert!(matches!(refused, Err(ConnectError::Refused { port: 22 })));
+    assert!(read_all(&mut host).1);
+}
+
+#[test]
 fn a_refused_connection_says_so() {
     let mut guest = Guest::new();
     let result = host_connect(&mut guest, 22);
