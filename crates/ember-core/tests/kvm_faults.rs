@@ -14,7 +14,7 @@ use ember_core::{
     TemplateBuilder,
 };
 use ember_leak::LeakGate;
-use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 fn builder() -> TemplateBuilder {
     Template::builder(Image::pack("python"))
@@ -78,103 +78,6 @@ fn a_clone_for_which_there_are_not_enough_descriptors_is_an_error_and_leaves_not
         another.close().await;
         first.close().await;
     }));
-}
-
-/// The worker processes that are nobody's yet, or have a guest.
-fn workers() -> Vec<Pid> {
-    let mine = format!("/proc/self/task/{}/children", process::id());
-    let tasks = fs::read_dir("/proc/self/task").unwrap();
-    let children = tasks.map(|task| task.unwrap().path().join("children"));
-    // They belong to the thread that starts them.
-    children
-        .chain([mine.into()])
-        .filter_map(|path| fs::read_to_string(path).ok())
-        .flat_map(|text| {
-            let ids = text.split_whitespace().map(str::parse::<i32>);
-            ids.collect::<Vec<_>>()
-        })
-        .filter_map(|id| Pid::from_raw(id.unwrap()))
-        .collect()
-}
-
-#[test]
-fn a_worker_that_has_not_enough_descriptors_is_an_error_to_one_caller() {
-    ember_leak::isolated!(|| runtime().block_on(async {
-        let template = builder()
-            .placement(Placement::Worker)
-            .build()
-            .await
-            .unwrap();
-        let first = template.fork().await.unwrap();
-        says_something(&first).await;
-        template.fork().await.unwrap().close().await;
-        let gate = gate();
-
-        // Here: each step of handing a guest over fails once.
-        let open = fs::read_dir("/proc/self/fd").unwrap().count() as u64;
-        let mut refused = 0;
-        for more in 0..60 {
-            match with_at_most(Resource::Nofile, open + more, template.fork()).await {
-                Err(error) => assert_exhausted(&error, &format!("{more} more descriptors")),
-                Ok(clone) => {
-                    says_something(&clone).await;
-                    clone.close().await;
-                    break;
-                }
-            }
-            refused += 1;
-        }
-        assert!((1..60).contains(&refused), "{refused} were refused");
-
-        // There: each step of making it.
-        let mut refused = 0;
-        for more in 0..60 {
-            let busy = workers();
-            // Those that are nobody's yet come by themselves, in their own time.
-            let idle = loop {
-                let all = workers();
-                let idle: Vec<Pid> = all.into_iter().filter(|it| is_idle(*it)).collect();
-                if idle.len() >= 2 {
-                    break idle;
-                }
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            };
-            for worker in idle {
-                let fds = format!("/proc/{}/fd", worker.as_raw_pid());
-                let open = fs::read_dir(fds).unwrap().count() as u64;
-                let current = Some(open + more);
-                let usual = getrlimit(Resource::Nofile);
-                prlimit(Some(worker), Resource::Nofile, Rlimit { current, ..usual }).unwrap();
-            }
-            match template.fork().await {
-                Err(error) => assert_exhausted(&error, &format!("{more} more in the worker")),
-                Ok(clone) => {
-                    says_something(&clone).await;
-                    clone.close().await;
-                    break;
-                }
-            }
-            refused += 1;
-            // The others do not hear of it.
-            says_something(&first).await;
-            assert!(busy.iter().any(|worker| workers().contains(worker)));
-        }
-        assert!(
-            (5..60).contains(&refused),
-            "{refused} were refused in the worker"
-        );
-        first.close().await;
-        gate.check().unwrap();
-        let another = template.fork().await.unwrap();
-        says_something(&another).await;
-        another.close().await;
-    }));
-}
-
-/// Whether a worker has no guest: then it has but one thread.
-fn is_idle(worker: Pid) -> bool {
-    let tasks = fs::read_dir(format!("/proc/{}/task", worker.as_raw_pid()));
-    tasks.is_ok_and(|tasks| tasks.count() == 1)
 }
 
 /// This machine's kernel merges, for as long as there is this value.
