@@ -1,14 +1,13 @@
 //! A sandbox: one guest, from its boot to its end.
 
 pub(crate) mod builder;
-pub(crate) mod cap;
 pub(crate) mod machine;
 mod process;
 pub(crate) mod vm;
 
 use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ember_guest::host::{self, Agent, Command, RunnerId};
@@ -27,9 +26,7 @@ use crate::error::{Error, ErrorKind};
 use crate::language::Language;
 use crate::output::{Captured, Output};
 use crate::placement::Place;
-use crate::size::ByteSize;
 use crate::template::{Memory, Origin};
-use cap::{CapWatch, Exceeded};
 use machine::{Machine, Watcher};
 use vm::GuestVm;
 
@@ -51,8 +48,6 @@ pub struct Sandbox {
     pub(crate) compiled: Compiled,
     /// What its memory was when it was made, if it is a clone.
     base: Option<Arc<Memory>>,
-    /// Who looks at what it copies, if it has a cap.
-    watch: Option<Arc<CapWatch>>,
 }
 
 /// What a sandbox has in common with its clones.
@@ -86,8 +81,6 @@ pub(crate) struct Guest {
     /// There until the sandbox is closed or dropped.
     machine: Mutex<Option<Machine>>,
     watcher: Watcher,
-    /// It was ended for this.
-    exceeded: OnceLock<Exceeded>,
 }
 
 impl Sandbox {
@@ -110,18 +103,10 @@ impl Sandbox {
             guest: Arc::new(Guest {
                 machine: Mutex::new(Some(machine)),
                 watcher,
-                exceeded: OnceLock::new(),
             }),
             programs: AtomicU64::new(0),
             compiled: Compiled::default(),
-            watch: None,
         }
-    }
-
-    /// Has it ended when it has copied more than `cap`.
-    pub(crate) fn hold_to(&mut self, cap: ByteSize, watch: Arc<CapWatch>) {
-        watch.hold(&self.guest, cap);
-        self.watch = Some(watch);
     }
 
     /// The languages that [`run`](Self::run) knows.
@@ -266,8 +251,7 @@ impl Sandbox {
     /// [`ErrorKind::GuestDied`] if it has ended, [`ErrorKind::Closed`] if the sandbox is closed.
     pub async fn copied_bytes(&self) -> Result<u64, Error> {
         let vm = self.parts()?.vm;
-        let copied = blocking("looking through a VM's memory", move || vm.copied_bytes()).await;
-        copied.map_err(|error| self.guest.judge(error))
+        blocking("looking through a VM's memory", move || vm.copied_bytes()).await
     }
 
     /// Holds the guest still: nothing in it runs until [`resume`](Self::resume). Its wall clock goes
@@ -293,8 +277,7 @@ impl Sandbox {
         work: impl FnOnce(&GuestVm) -> Result<(), Error> + Send + 'static,
     ) -> Result<(), Error> {
         let vm = self.parts()?.vm;
-        let done = blocking("work on a VM", move || work(&vm)).await;
-        done.map_err(|error| self.guest.judge(error))
+        blocking("work on a VM", move || work(&vm)).await
     }
 
     /// Ends the guest, now, and returns when everything it held is free. What ran in it is over;
@@ -322,7 +305,11 @@ impl Sandbox {
     pub(crate) fn parts(&self) -> Result<Parts<'_>, Error> {
         let vm = self
             .guest
-            .vm()
+            .machine
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_ref()
+            .and_then(Machine::vm)
             .ok_or_else(|| Error::new(ErrorKind::Closed, "the sandbox is closed"))?;
         Ok(Parts {
             vm,
@@ -473,20 +460,6 @@ impl Guest {
             .take()
     }
 
-    /// Its VM, unless the sandbox is closed.
-    fn vm(&self) -> Option<Arc<GuestVm>> {
-        let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner);
-        machine.as_ref().and_then(Machine::vm)
-    }
-
-    /// Says of an error that it is because the guest was ended, if it was.
-    pub(crate) fn judge(&self, error: Error) -> Error {
-        match self.exceeded.get() {
-            Some(exceeded) if error.kind() == ErrorKind::GuestDied => exceeded.error(&error),
-            _ => error,
-        }
-    }
-
     /// Ends the guest: it has not done what it must.
     fn stop(&self) {
         let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner);
@@ -525,9 +498,6 @@ impl Guest {
         if closed {
             let message = format!("{error}: the sandbox is closed");
             return Error::because(ErrorKind::Closed, message, error);
-        }
-        if let Some(exceeded) = self.exceeded.get() {
-            return exceeded.error(&error);
         }
         let console = self.watcher.console_tail();
         let message = match self.watcher.last_words().await {

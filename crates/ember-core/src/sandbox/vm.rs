@@ -193,18 +193,6 @@ impl GuestVm {
         Ok(changed.pages().saturating_mul(ember_snapshot::PAGE_SIZE))
     }
 
-    /// The same as the kernel counts it, and whatever its worker says: also what the worker itself
-    /// has is in it, less than a MiB.
-    pub(crate) fn own_memory(&self) -> Result<u64, Error> {
-        match self {
-            Self::Local(_) => self.copied_bytes(),
-            Self::Remote(vm) => vm.own_memory().map_err(|error| {
-                let message = "cannot see what a worker has of its own";
-                Error::because(ErrorKind::Internal, message, error)
-            }),
-        }
-    }
-
     /// What it has touched since it was made: all, if each page is brought in when it is touched,
     /// else what it has changed.
     pub(crate) fn touched_pages(&self) -> Result<PageSet, Error> {
