@@ -104,8 +104,7 @@ impl Sandbox {
     /// none that answers.
     pub async fn connect(&self, port: u32) -> Result<tokio::net::UnixStream, Error> {
         let vm = self.parts()?.vm;
-        let stream = GuestVm::connect(vm, port).await;
-        let stream = stream.map_err(|error| self.guest().judge(error))?;
+        let stream = GuestVm::connect(vm, port).await?;
         stream
             .set_nonblocking(true)
             .and_then(|()| tokio::net::UnixStream::from_std(stream))
