@@ -22,8 +22,8 @@ pub(crate) const PACKS: &[&str] = &["python", "javascript", "bash"];
 /// Those that the tests need which take longer: over half a gigabyte of packages.
 pub(crate) const STRESS_PACKS: &[&str] = &["typescript", "csharp", "cpp", "rust", "go", "ruby"];
 
-/// The packages that tests have an image of.
-const TESTED_PACKAGES: &str = "packages:bc";
+/// The package that tests have an image of.
+const TESTED_PACKAGE: &str = "bc";
 
 /// Packages whose tests have sandboxes, which run where the environment says.
 const PLACED: [&str; 3] = ["ember-core", "ember-cli", "ember-embed"];
@@ -325,10 +325,11 @@ fn packages_image(ember: &Path) -> Result<()> {
         .into_iter()
         .flatten()
         .filter_map(|it| it["names"].as_array());
-    if names.any(|names| names.iter().any(|name| name == TESTED_PACKAGES)) {
+    let wanted = format!("packages:{TESTED_PACKAGE}");
+    if names.any(|names| names.iter().any(|name| *name == *wanted)) {
         return Ok(());
     }
-    build_image(ember, Path::new("bc"))
+    build_image(ember, Path::new(TESTED_PACKAGE))
 }
 
 /// A Debian that is not of Ember's making, as the tests of images want it: made once by Debian's own

@@ -11,25 +11,14 @@
 mod registry;
 
 use std::fs;
-use std::io::Write;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ember_core::{Assets, ByteSize, ErrorKind, Image, ImageKind, OciImage, Progress, Prune};
 use registry::{
-    DOCKER_MANIFEST, INDEX, LAYER, Made, PASSWORD, Registry, USER, digest, layer, token_front,
+    DOCKER_MANIFEST, INDEX, LAYER, Made, PASSWORD, Registry, USER, digest, gzip, layer,
+    token_front, zstd,
 };
-
-fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    encoder.write_all(bytes).unwrap();
-    encoder.finish().unwrap()
-}
-
-fn zstd(bytes: &[u8]) -> Vec<u8> {
-    let level = ruzstd::encoding::CompressionLevel::Fastest;
-    ruzstd::encoding::compress_to_vec(bytes, level)
-}
 
 fn small() -> Vec<u8> {
     layer(&[

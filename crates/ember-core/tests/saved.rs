@@ -11,25 +11,13 @@
 mod registry;
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use ember_core::{Assets, ByteSize, ErrorKind, Image, ImageKind, Prune, SavedImage};
-use registry::{INDEX, LAYER, MANIFEST, Made, descriptor, digest, layer};
+use registry::{INDEX, LAYER, MANIFEST, Made, descriptor, digest, gzip, layer, zstd};
 
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-
-fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    encoder.write_all(bytes).unwrap();
-    encoder.finish().unwrap()
-}
-
-fn zstd(bytes: &[u8]) -> Vec<u8> {
-    let level = ruzstd::encoding::CompressionLevel::Fastest;
-    ruzstd::encoding::compress_to_vec(bytes, level)
-}
 
 fn below() -> Vec<u8> {
     layer(&[
