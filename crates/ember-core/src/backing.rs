@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::error::{Error, ErrorKind};
+use crate::size::ByteSize;
 
 /// How the clones of a template get its memory. Whatever is chosen, a clone has its own copy of a
 /// page once it writes to it, and never changes the template.
@@ -90,6 +91,8 @@ pub(crate) struct MemoryUse {
     pub(crate) backing: Backing,
     /// Whether the host may merge pages of equal content (KSM).
     pub(crate) mergeable: bool,
+    /// How much of it each may copy.
+    pub(crate) cap: Option<ByteSize>,
 }
 
 #[cfg(test)]

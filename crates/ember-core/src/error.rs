@@ -50,6 +50,9 @@ pub enum ErrorKind {
     Damaged,
     /// The guest ended, or stopped answering, while something was asked of it.
     GuestDied,
+    /// The guest was ended, for it had copied more memory than it may
+    /// ([`ForkOptions::memory_cap`](crate::ForkOptions::memory_cap)).
+    MemoryExceeded,
     /// A pool has nothing to give in time: all its members are handed out, too many callers wait,
     /// or memory is short. Later it may have.
     Unavailable,

@@ -104,7 +104,8 @@ impl Sandbox {
     /// none that answers.
     pub async fn connect(&self, port: u32) -> Result<tokio::net::UnixStream, Error> {
         let vm = self.parts()?.vm;
-        let stream = GuestVm::connect(vm, port).await?;
+        let stream = GuestVm::connect(vm, port).await;
+        let stream = stream.map_err(|error| self.guest().judge(error))?;
         stream
             .set_nonblocking(true)
             .and_then(|()| tokio::net::UnixStream::from_std(stream))

@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::process;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use ember_core::{
     TemplateBuilder,
 };
 use ember_leak::LeakGate;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
 
 fn builder() -> TemplateBuilder {
     Template::builder(Image::pack("python"))
@@ -43,6 +44,31 @@ async fn with_at_most<T>(resource: Resource, most: u64, work: impl Future<Output
     result
 }
 
+/// The limit of descriptors with which a process can have so many more: a limit is one of their
+/// numbers, of which some are free below those that are taken.
+fn descriptors(process: &str, more: u64) -> u64 {
+    let entries = fs::read_dir(format!("/proc/{process}/fd")).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut taken: BTreeSet<u64> = names.map(|name| name.parse().unwrap()).collect();
+    // What the directory was read by is closed again.
+    taken.retain(|number| fs::read_link(format!("/proc/{process}/fd/{number}")).is_ok());
+    let mut free = (0..).filter(|number| !taken.contains(number));
+    free.nth(more as usize).unwrap()
+}
+
+/// The same, once what ended before has let go of its own.
+async fn settled_descriptors(process: &str, more: u64) -> u64 {
+    let mut limit = descriptors(process, more);
+    let mut same = 0;
+    while same < 10 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let now = descriptors(process, more);
+        same = if now == limit { same + 1 } else { 0 };
+        limit = now;
+    }
+    limit
+}
+
 fn assert_exhausted(error: &Error, what: &str) {
     assert_eq!(error.kind(), ErrorKind::Exhausted, "{what}: {error:?}");
 }
@@ -56,11 +82,11 @@ fn a_clone_for_which_there_are_not_enough_descriptors_is_an_error_and_leaves_not
         template.fork().await.unwrap().close().await;
         let gate = gate();
 
-        let open = fs::read_dir("/proc/self/fd").unwrap().count() as u64;
         let mut refused = 0;
         // One more each time: it fails at each of its steps.
         for more in 0..60 {
-            match with_at_most(Resource::Nofile, open + more, template.fork()).await {
+            let limit = settled_descriptors("self", more).await;
+            match with_at_most(Resource::Nofile, limit, template.fork()).await {
                 Err(error) => assert_exhausted(&error, &format!("{more} more descriptors")),
                 Ok(clone) => {
                     says_something(&clone).await;
@@ -77,6 +103,94 @@ fn a_clone_for_which_there_are_not_enough_descriptors_is_an_error_and_leaves_not
         says_something(&another).await;
         another.close().await;
         first.close().await;
+    }));
+}
+
+/// The worker processes that are nobody's yet, or have a guest.
+fn workers() -> Vec<Pid> {
+    // They belong to the thread that starts them.
+    let tasks = fs::read_dir("/proc/self/task").unwrap();
+    let children =
+        tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("children")).ok());
+    let ids: Vec<String> = children.collect();
+    let ids = ids.iter().flat_map(|text| text.split_whitespace());
+    ids.filter_map(|id| Pid::from_raw(id.parse().unwrap()))
+        .collect()
+}
+
+/// Whether a worker has no guest: then it has but one thread.
+fn is_idle(worker: Pid) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{}/task", worker.as_raw_pid()));
+    tasks.is_ok_and(|tasks| tasks.count() == 1)
+}
+
+#[test]
+fn a_worker_that_has_not_enough_descriptors_is_an_error_to_one_caller() {
+    ember_leak::isolated!(|| runtime().block_on(async {
+        let template = builder()
+            .placement(Placement::Worker)
+            .build()
+            .await
+            .unwrap();
+        let first = template.fork().await.unwrap();
+        says_something(&first).await;
+        template.fork().await.unwrap().close().await;
+        let gate = gate();
+
+        // Here: each step of handing a guest over fails once.
+        let mut refused = 0;
+        for more in 0..60 {
+            let limit = settled_descriptors("self", more).await;
+            match with_at_most(Resource::Nofile, limit, template.fork()).await {
+                Err(error) => assert_exhausted(&error, &format!("{more} more descriptors")),
+                Ok(clone) => {
+                    says_something(&clone).await;
+                    clone.close().await;
+                    break;
+                }
+            }
+            refused += 1;
+        }
+        assert!((1..60).contains(&refused), "{refused} were refused");
+
+        // There: each step of making it.
+        let mut refused = 0;
+        for more in 0..60 {
+            // Those that are nobody's yet come by themselves, in their own time.
+            let idle = loop {
+                let idle: Vec<Pid> = workers().into_iter().filter(|it| is_idle(*it)).collect();
+                if idle.len() >= 2 {
+                    break idle;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            };
+            for worker in idle {
+                let process = worker.as_raw_pid().to_string();
+                let current = Some(settled_descriptors(&process, more).await);
+                let usual = getrlimit(Resource::Nofile);
+                prlimit(Some(worker), Resource::Nofile, Rlimit { current, ..usual }).unwrap();
+            }
+            match template.fork().await {
+                Err(error) => assert_exhausted(&error, &format!("{more} more in the worker")),
+                Ok(clone) => {
+                    says_something(&clone).await;
+                    clone.close().await;
+                    break;
+                }
+            }
+            refused += 1;
+            // The others do not hear of it.
+            says_something(&first).await;
+        }
+        assert!(
+            (5..60).contains(&refused),
+            "{refused} were refused in the worker"
+        );
+        first.close().await;
+        gate.check().unwrap();
+        let another = template.fork().await.unwrap();
+        says_something(&another).await;
+        another.close().await;
     }));
 }
 

@@ -72,6 +72,8 @@ pub struct Received {
     pub frame: Vec<u8>,
     /// What came beside it.
     pub descriptors: Vec<OwnedFd>,
+    /// More came, which this process had no descriptors left for.
+    pub is_cut_off: bool,
 }
 
 /// Receives a frame.
@@ -105,17 +107,21 @@ pub fn receive(socket: BorrowedFd<'_>, expected: bool, wait: bool) -> io::Result
             descriptors.extend(rights);
         }
     }
-    if received
-        .flags
-        .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
-    {
+    // The kernel does the same to more than there is room for and to more than the process may have.
+    let is_cut_off = received.flags.contains(ReturnFlags::CTRUNC);
+    let too_many = is_cut_off && (!expected || descriptors.len() >= MAX_DESCRIPTORS);
+    if too_many || received.flags.contains(ReturnFlags::TRUNC) {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
             "a frame is too long, or came with too many descriptors",
         ));
     }
     frame.truncate(received.bytes);
-    Ok(Received { frame, descriptors })
+    Ok(Received {
+        frame,
+        descriptors,
+        is_cut_off,
+    })
 }
 
 /// An empty file in memory, for what is too large for a frame.

@@ -55,6 +55,11 @@ pub(crate) struct Common {
     /// How much memory the guest has, in MiB [default: what the pack's languages need, else 256].
     #[arg(long, global = true, value_name = "MIB", value_parser = mebibytes)]
     pub(crate) memory: Option<ByteSize>,
+    /// How much of its memory the guest may copy, in MiB: one that has more is ended. It has to be a
+    /// clone [default: all of it].
+    #[arg(long, global = true, value_name = "MIB", value_parser = mebibytes,
+          conflicts_with_all = ["boot", "console"])]
+    pub(crate) memory_cap: Option<ByteSize>,
     /// Where the guest runs: `in-process`, or `worker`, a process of its own [default: what
     /// EMBER_PLACEMENT says, else in-process].
     #[arg(long, global = true, value_name = "PLACEMENT")]

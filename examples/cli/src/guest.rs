@@ -94,6 +94,9 @@ pub(crate) fn template(common: &Common) -> Result<TemplateBuilder> {
     if let Some(timeout) = common.timeout {
         builder = builder.timeout(timeout);
     }
+    if let Some(cap) = common.memory_cap {
+        builder = builder.memory_cap(cap);
+    }
     Ok(builder)
 }
 

@@ -106,6 +106,10 @@ pub struct Options {
     #[arg(long, value_name = "KIB", default_value = "1024", value_parser = kibibytes,
           help_heading = "Limits")]
     pub output_limit: ByteSize,
+    /// How much of its memory a sandbox may copy, in MiB: one that has more is ended [default: all of
+    /// it].
+    #[arg(long, value_name = "MIB", value_parser = mebibytes, help_heading = "Limits")]
+    pub memory_cap: Option<ByteSize>,
     /// How large a request's body may be, in KiB.
     #[arg(long, value_name = "KIB", default_value = "1024", value_parser = kibibytes,
           help_heading = "Limits")]

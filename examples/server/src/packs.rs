@@ -218,6 +218,9 @@ impl Pack {
         if let Some(kernel) = &options.kernel {
             builder = builder.kernel(kernel.clone());
         }
+        if let Some(cap) = options.memory_cap {
+            builder = builder.memory_cap(cap);
+        }
         for code in &self.warm_up {
             builder = builder.warm_up(code.clone());
         }

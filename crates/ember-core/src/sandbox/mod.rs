@@ -1,13 +1,14 @@
 //! A sandbox: one guest, from its boot to its end.
 
 pub(crate) mod builder;
+pub(crate) mod cap;
 pub(crate) mod machine;
 mod process;
 pub(crate) mod vm;
 
 use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use ember_guest::host::{self, Agent, Command, RunnerId};
@@ -26,7 +27,9 @@ use crate::error::{Error, ErrorKind};
 use crate::language::Language;
 use crate::output::{Captured, Output};
 use crate::placement::Place;
+use crate::size::ByteSize;
 use crate::template::{Memory, Origin};
+use cap::{CapWatch, Exceeded};
 use machine::{Machine, Watcher};
 use vm::GuestVm;
 
@@ -48,6 +51,8 @@ pub struct Sandbox {
     pub(crate) compiled: Compiled,
     /// What its memory was when it was made, if it is a clone.
     base: Option<Arc<Memory>>,
+    /// Who looks at what it copies, if it has a cap.
+    watch: Option<Arc<CapWatch>>,
 }
 
 /// What a sandbox has in common with its clones.
@@ -81,6 +86,8 @@ pub(crate) struct Guest {
     /// There until the sandbox is closed or dropped.
     machine: Mutex<Option<Machine>>,
     watcher: Watcher,
+    /// It was ended for this.
+    exceeded: OnceLock<Exceeded>,
 }
 
 impl Sandbox {
@@ -103,10 +110,18 @@ impl Sandbox {
             guest: Arc::new(Guest {
                 machine: Mutex::new(Some(machine)),
                 watcher,
+                exceeded: OnceLock::new(),
             }),
             programs: AtomicU64::new(0),
             compiled: Compiled::default(),
+            watch: None,
         }
+    }
+
+    /// Has it ended when it has copied more than `cap`.
+    pub(crate) fn hold_to(&mut self, cap: ByteSize, watch: Arc<CapWatch>) {
+        watch.hold(&self.guest, cap);
+        self.watch = Some(watch);
     }
 
     /// The languages that [`run`](Self::run) knows.
@@ -251,7 +266,8 @@ impl Sandbox {
     /// [`ErrorKind::GuestDied`] if it has ended, [`ErrorKind::Closed`] if the sandbox is closed.
     pub async fn copied_bytes(&self) -> Result<u64, Error> {
         let vm = self.parts()?.vm;
-        blocking("looking through a VM's memory", move || vm.copied_bytes()).await
+        let copied = blocking("looking through a VM's memory", move || vm.copied_bytes()).await;
+        copied.map_err(|error| self.guest.judge(error))
     }
 
     /// Holds the guest still: nothing in it runs until [`resume`](Self::resume). Its wall clock goes
@@ -277,7 +293,8 @@ impl Sandbox {
         work: impl FnOnce(&GuestVm) -> Result<(), Error> + Send + 'static,
     ) -> Result<(), Error> {
         let vm = self.parts()?.vm;
-        blocking("work on a VM", move || work(&vm)).await
+        let done = blocking("work on a VM", move || work(&vm)).await;
+        done.map_err(|error| self.guest.judge(error))
     }
 
     /// Ends the guest, now, and returns when everything it held is free. What ran in it is over;
@@ -305,11 +322,7 @@ impl Sandbox {
     pub(crate) fn parts(&self) -> Result<Parts<'_>, Error> {
         let vm = self
             .guest
-            .machine
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .as_ref()
-            .and_then(Machine::vm)
+            .vm()
             .ok_or_else(|| Error::new(ErrorKind::Closed, "the sandbox is closed"))?;
         Ok(Parts {
             vm,
@@ -460,6 +473,20 @@ impl Guest {
             .take()
     }
 
+    /// Its VM, unless the sandbox is closed.
+    fn vm(&self) -> Option<Arc<GuestVm>> {
+        let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner);
+        machine.as_ref().and_then(Machine::vm)
+    }
+
+    /// Says of an error that it is because the guest was ended, if it was.
+    pub(crate) fn judge(&self, error: Error) -> Error {
+        match self.exceeded.get() {
+            Some(exceeded) if error.kind() == ErrorKind::GuestDied => exceeded.error(&error),
+            _ => error,
+        }
+    }
+
     /// Ends the guest: it has not done what it must.
     fn stop(&self) {
         let machine = self.machine.lock().unwrap_or_else(PoisonError::into_inner);
@@ -498,6 +525,9 @@ impl Guest {
         if closed {
             let message = format!("{error}: the sandbox is closed");
             return Error::because(ErrorKind::Closed, message, error);
+        }
+        if let Some(exceeded) = self.exceeded.get() {
+            return exceeded.error(&error);
         }
         let console = self.watcher.console_tail();
         let message = match self.watcher.last_words().await {

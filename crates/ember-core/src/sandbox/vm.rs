@@ -184,13 +184,25 @@ impl GuestVm {
         let message = "cannot see what a guest has changed";
         let changed = match self {
             Self::Local(vm) => vm
-                .changed_pages()
+                .copied_pages()
                 .map_err(|error| Error::because(ErrorKind::Internal, message, error))?,
             Self::Remote(vm) => vm
-                .changed_pages()
+                .copied_pages()
                 .map_err(|error| worker_error(message, error))?,
         };
         Ok(changed.pages().saturating_mul(ember_snapshot::PAGE_SIZE))
+    }
+
+    /// The same as the kernel counts it, and whatever its worker says: also what the worker itself
+    /// has is in it, less than a MiB.
+    pub(crate) fn own_memory(&self) -> Result<u64, Error> {
+        match self {
+            Self::Local(_) => self.copied_bytes(),
+            Self::Remote(vm) => vm.own_memory().map_err(|error| {
+                let message = "cannot see what a worker has of its own";
+                Error::because(ErrorKind::Internal, message, error)
+            }),
+        }
     }
 
     /// What it has touched since it was made: all, if each page is brought in when it is touched,
@@ -202,11 +214,11 @@ impl GuestVm {
         match self {
             Self::Local(vm) => match vm.paged_in() {
                 Some(pages) => Ok(pages),
-                None => vm.changed_pages().map_err(internal),
+                None => vm.copied_pages().map_err(internal),
             },
             Self::Remote(vm) => match vm.paged_in().map_err(lost)? {
                 Some(pages) => Ok(pages),
-                None => vm.changed_pages().map_err(lost),
+                None => vm.copied_pages().map_err(lost),
             },
         }
     }

@@ -154,6 +154,14 @@ impl TemplateBuilder {
         self
     }
 
+    /// How much of its memory each clone may copy, which is what it costs this host: as much as it
+    /// has if not said. See [`ForkOptions::memory_cap`](super::ForkOptions::memory_cap).
+    #[must_use]
+    pub fn memory_cap(mut self, cap: ByteSize) -> Self {
+        self.memory.cap = Some(cap);
+        self
+    }
+
     /// How many shells are kept ready: clones that only wait to be told who they are. None if not
     /// said. Each costs about a thread for each processor, and no memory to speak of.
     #[must_use]

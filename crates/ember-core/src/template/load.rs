@@ -10,6 +10,7 @@ use crate::backing::{Backing, MemoryUse};
 use crate::blocking::blocking;
 use crate::error::{Error, ErrorKind};
 use crate::placement::Placement;
+use crate::size::ByteSize;
 
 /// How a template is loaded from a file.
 #[derive(Debug, Clone, Default)]
@@ -60,6 +61,14 @@ impl LoadOptions {
     #[must_use]
     pub fn mergeable(mut self, mergeable: bool) -> Self {
         self.memory.mergeable = mergeable;
+        self
+    }
+
+    /// See [`TemplateBuilder::memory_cap`](crate::TemplateBuilder::memory_cap). A file says nothing of
+    /// it: it is this host's memory.
+    #[must_use]
+    pub fn memory_cap(mut self, cap: ByteSize) -> Self {
+        self.memory.cap = Some(cap);
         self
     }
 

@@ -19,6 +19,7 @@ pub struct ForkOptions {
     realtime: Option<SystemTime>,
     pub(super) timeout: Option<Duration>,
     pub(super) output_limit: Option<ByteSize>,
+    pub(super) memory_cap: Option<ByteSize>,
     pub(super) placement: Option<Placement>,
 }
 
@@ -81,6 +82,22 @@ impl ForkOptions {
     #[must_use]
     pub fn output_limit(mut self, limit: ByteSize) -> Self {
         self.output_limit = Some(limit);
+        self
+    }
+
+    /// How much of its memory it may copy, if not what its template's clones may: a clone copies what
+    /// it writes to, and of a template whose pages are brought in [on demand](crate::Backing::OnDemand)
+    /// also what it reads. Its own clones are held to the same, each by itself.
+    ///
+    /// It is counted on the host every 100 ms (more rarely if there are so many clones that counting
+    /// would take more than a tenth of a processor), and a clone that has more is ended, whatever runs
+    /// in it: [`ErrorKind::MemoryExceeded`]. So a guest that writes fast is beyond its cap by what it
+    /// writes in that time, though never beyond the size of its memory. The limit of a program
+    /// ([`Limits::memory`](crate::Limits)) is kept by the guest's kernel, to the page, and ends the
+    /// program alone: this one is for guests whose kernel cannot be relied on.
+    #[must_use]
+    pub fn memory_cap(mut self, cap: ByteSize) -> Self {
+        self.memory_cap = Some(cap);
         self
     }
 

@@ -24,6 +24,7 @@ use crate::error::{Error, ErrorKind};
 use crate::placement::Place;
 use crate::sandbox::Sandbox;
 use crate::sandbox::builder::{AGENT_PORT, build_error, building, channel, random, read_only_disk};
+use crate::sandbox::cap::CapWatch;
 use crate::sandbox::machine::{Line, Machine};
 use crate::sandbox::vm::GuestVm;
 
@@ -123,6 +124,13 @@ impl Shell {
             let limit = usize::try_from(limit.as_bytes()).unwrap_or(usize::MAX);
             fixture.settings.output_limit = limit;
         }
+        if options.memory_cap.is_some() {
+            fixture.memory.cap = options.memory_cap;
+        }
+        let cap = match fixture.memory.cap {
+            Some(cap) => Some((cap, CapWatch::shared()?)),
+            None => None,
+        };
         let memory = Arc::clone(&template.memory);
         let told = Instant::now();
         let identity = identity.realtime(clock.now());
@@ -141,7 +149,10 @@ impl Shell {
         tokio::task::yield_now().await;
         machine.start(Some(generation_id))?;
         // From here on a failure is explained by what became of the guest, and ends it.
-        let sandbox = Sandbox::new(machine, agent.clone(), fixture, Some(memory));
+        let mut sandbox = Sandbox::new(machine, agent.clone(), fixture, Some(memory));
+        if let Some((cap, watch)) = cap {
+            sandbox.hold_to(cap, watch);
+        }
         let answer = match early {
             Poll::Ready(answer) => answer,
             Poll::Pending => answer.await,

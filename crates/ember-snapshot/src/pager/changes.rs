@@ -14,6 +14,7 @@ use crate::working_set::WorkingSet;
 const PRESENT: u64 = 1 << 63;
 const SWAPPED: u64 = 1 << 62;
 const FILE: u64 = 1 << 61;
+const PROTECTED: u64 = 1 << 57;
 const ENTRY_BYTES: u64 = 8;
 /// How many entries are read in one call.
 const ENTRIES: u64 = 4096;
@@ -32,6 +33,15 @@ const CHANGED_PRESENT: Wanted = Wanted {
     any: 0,
 };
 
+/// Private copies that are not in memory. Those that are write-protected are not among them: the
+/// kernel remembers the protection of a page that was never there in the same place, and shows it as
+/// one that was swapped out.
+const CHANGED_SWAPPED: Wanted = Wanted {
+    all: category::SWAPPED | category::WRITTEN,
+    none: category::FILE,
+    any: 0,
+};
+
 /// Pages of the file that somebody looked at.
 const READ: Wanted = Wanted {
     all: category::FILE | category::PRESENT,
@@ -42,9 +52,17 @@ const READ: Wanted = Wanted {
 /// The pages of which the guest has a copy of its own, because it, or somebody for it, has written
 /// to them.
 ///
-/// A page that was given back since and is mapped no more is none of them.
+/// A page that was given back since and is mapped no more is none of them. While a live copy has its
+/// memory protected, pages that were never there can be: see [`copied_pages`].
 pub fn changed_pages(mapping: &GuestMapping) -> Result<PageSet, PagerError> {
     find(mapping, CHANGED)
+}
+
+/// The pages of which the guest has a copy of its own, as [`changed_pages`] finds them, but with no
+/// page too many while a live copy has its memory protected: then it leaves out what was swapped out
+/// before the copy began.
+pub fn copied_pages(mapping: &GuestMapping) -> Result<PageSet, PagerError> {
+    Ok(find(mapping, CHANGED_PRESENT)?.union(&find(mapping, CHANGED_SWAPPED)?))
 }
 
 /// The pages that the guest has touched: what is mapped.
@@ -172,6 +190,9 @@ fn matches(entry: u64, wanted: Wanted) -> bool {
         if entry & bit != 0 {
             categories |= category;
         }
+    }
+    if entry & PROTECTED == 0 {
+        categories |= category::WRITTEN;
     }
     categories & wanted.all == wanted.all
         && categories & wanted.none == 0

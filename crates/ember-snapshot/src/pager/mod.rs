@@ -25,7 +25,7 @@ use std::io;
 pub use crate::source::PageSource;
 #[doc(no_inline)]
 pub use crate::working_set::WorkingSet;
-pub use changes::{changed_pages, copy_ahead, map_ahead, touched_pages};
+pub use changes::{changed_pages, copied_pages, copy_ahead, map_ahead, touched_pages};
 pub use collapse::HUGE_PAGE_BYTES;
 pub use mapping::{GuestMapping, InvalidMapping, Segment};
 pub use on_demand::{AfterFailure, Pager, PagerFailure, PagerOptions};

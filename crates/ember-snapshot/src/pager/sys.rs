@@ -411,6 +411,8 @@ fn handshake(fd: BorrowedFd<'_>, features: u64) -> bool {
 
 /// Categories of pages, for `PAGEMAP_SCAN`.
 pub(super) mod category {
+    /// Nothing protects the page from writes by way of userfaultfd.
+    pub(in super::super) const WRITTEN: u64 = 1 << 1;
     /// The page is one of a file, or of shared memory: it is not a private copy.
     pub(in super::super) const FILE: u64 = 1 << 2;
     /// The page is mapped.

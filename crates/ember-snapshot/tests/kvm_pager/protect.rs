@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use ember_snapshot::memory::{MemoryBuilder, MemoryImage};
-use ember_snapshot::pager::{GuestMapping, PagerError, PreparedCopy};
+use ember_snapshot::pager::{GuestMapping, PagerError, PreparedCopy, changed_pages, copied_pages};
 use ember_snapshot::{PAGE_SIZE, PageSet, PageSource};
 
 use crate::mapping::{Mapping, PAGE};
@@ -272,6 +272,47 @@ fn a_memory_can_be_copied_again_and_again() {
             assert_eq!(word(&copied, old as usize * 11, 0), old);
         }
     }
+}
+
+/// The kernel shows a page that was never there as one that was swapped out, once it is protected.
+#[test]
+fn what_is_protected_does_not_count_as_copied() {
+    let base = image(PAGES);
+    let memory = Mapping::private(base.file(), PAGES);
+    let mut written: PageSet = (0..PAGES)
+        .step_by(10)
+        .map(|page| run(page as u64, 1))
+        .collect();
+    for page in (0..PAGES).step_by(10) {
+        memory.set(page, 0, 5);
+    }
+    let _ = memory.get(55, 0);
+    assert_eq!(changed_pages(&memory.guest()).unwrap(), written);
+    for (turn, prepare) in [PreparedCopy::new, PreparedCopy::without_unpopulated]
+        .into_iter()
+        .enumerate()
+    {
+        assert_eq!(copied_pages(&memory.guest()).unwrap(), written);
+        let prepared = prepare(memory.guest()).unwrap();
+        assert_eq!(copied_pages(&memory.guest()).unwrap(), written);
+        // Who has to have them all gets too many.
+        assert!(
+            written
+                .difference(&changed_pages(&memory.guest()).unwrap())
+                .is_empty()
+        );
+        // Read while it is protected, and written to.
+        let _ = memory.get(777 + turn, 0);
+        memory.set(888 + turn, 0, 5);
+        written.insert(run(888 + turn as u64, 1));
+        assert_eq!(copied_pages(&memory.guest()).unwrap(), written);
+        let copy = prepared.begin(|_, _| Ok(())).unwrap();
+        memory.set(333 + turn, 0, 5);
+        written.insert(run(333 + turn as u64, 1));
+        assert_eq!(copied_pages(&memory.guest()).unwrap(), written);
+        copy.wait().unwrap();
+    }
+    assert_eq!(copied_pages(&memory.guest()).unwrap(), written);
 }
 
 /// How long a guest stands still for its copy to begin: 64 MiB of changes in 128 MiB of memory.

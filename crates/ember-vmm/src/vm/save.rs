@@ -141,13 +141,14 @@ impl Vm {
         self.pager.as_ref().map(Pager::filled)
     }
 
-    /// Which pages of its memory are no longer what they were when the VM was made.
+    /// Which pages of its memory are no longer what they were when the VM was made. While it is being
+    /// saved live, those that were swapped out before are left out.
     ///
     /// # Errors
     /// If this process cannot see its own page tables.
-    pub fn changed_pages(&self) -> io::Result<PageSet> {
+    pub fn copied_pages(&self) -> io::Result<PageSet> {
         let mapping = memory::mapping(self.vm.memory())?;
-        pager::changed_pages(&mapping).map_err(io::Error::other)
+        pager::copied_pages(&mapping).map_err(io::Error::other)
     }
 
     /// Where the guest's memory is in this process.

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
@@ -77,6 +78,25 @@ impl Process {
         self.id
     }
 
+    /// How much memory it has of its own, be it in memory or swapped out, in bytes: what a private
+    /// mapping of a file has copied is in it, and what it only reads of one is not. The kernel keeps
+    /// the count, so that it is had in no time however much there is (proc_pid_status(5): it may be
+    /// behind by some dozen pages a processor). Nothing that the process does can falsify it.
+    pub(super) fn own_memory(&self) -> io::Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id))?;
+        // Another process may have the number by now, but only if this one has ended before.
+        if self.has_ended()? {
+            return Err(io::Error::other("the process has ended"));
+        }
+        own_memory_in(&status).ok_or_else(|| io::Error::other("its memory is not told in /proc"))
+    }
+
+    fn has_ended(&self) -> io::Result<bool> {
+        let mut ends = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        let ready = poll(&mut ends, Some(&Timespec::default()))?;
+        Ok(ready > 0)
+    }
+
     /// Readable when it has ended.
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.pidfd.as_fd()
@@ -108,6 +128,37 @@ impl Process {
             format!("the worker process {id} ended with status {status}")
         } else {
             format!("the worker process {id} ended")
+        }
+    }
+}
+
+/// The sum of `RssAnon` and `VmSwap` of a `/proc/PID/status`, in bytes.
+fn own_memory_in(status: &str) -> Option<u64> {
+    let value = |name: &str| -> Option<u64> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        let kibibytes: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+        kibibytes.checked_mul(1024)
+    };
+    // A kernel without swap has no such line.
+    value("RssAnon:").map(|anonymous| anonymous.saturating_add(value("VmSwap:").unwrap_or(0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::own_memory_in;
+
+    #[test]
+    fn memory_of_its_own_is_what_is_in_memory_and_in_swap() {
+        let status = "Name:\tember-worker\nVmRSS:\t    9000 kB\nRssAnon:\t    1024 kB\n\
+                      RssFile:\t    4096 kB\nVmSwap:\t      16 kB\nThreads:\t3\n";
+        assert_eq!(own_memory_in(status), Some(1040 << 10));
+        assert_eq!(own_memory_in("RssAnon:\t    1 kB\n"), Some(1024));
+        for none in [
+            "",
+            "RssAnon: many kB\n",
+            "RssAnon:\t18446744073709551615 kB\n",
+        ] {
+            assert_eq!(own_memory_in(none), None, "{none}");
         }
     }
 }

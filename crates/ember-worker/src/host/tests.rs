@@ -100,6 +100,17 @@ fn a_worker_has_nothing_of_its_parents() {
 }
 
 #[test]
+fn a_workers_memory_is_counted_from_outside_until_it_ends() {
+    let link = start();
+    settled(&link);
+    let own = link.process().own_memory().unwrap();
+    assert!((4096..4 << 20).contains(&own), "{own}");
+    link.process().kill();
+    link.process().reap();
+    link.process().own_memory().unwrap_err();
+}
+
+#[test]
 fn a_call_that_a_guest_keeps_waiting_is_given_up_and_the_worker_lives() {
     let workers = match has_kvm() {
         true => Workers::of(WORKER).unwrap(),

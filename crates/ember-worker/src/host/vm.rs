@@ -394,12 +394,21 @@ impl RemoteVm {
         PATIENCE + Duration::from_secs(self.memory_bytes / SLOWEST_COPY)
     }
 
+    /// How much memory its process has of its own: what the guest has copied or touched, and little
+    /// else. It is the kernel's count, and asks nothing of the worker.
+    ///
+    /// # Errors
+    /// If it has ended, or there is no `/proc`.
+    pub fn own_memory(&self) -> std::io::Result<u64> {
+        self.link().process().own_memory()
+    }
+
     /// Which pages of its memory are no longer what they were when it was made.
     ///
     /// # Errors
     /// If it has ended, or cannot see its own page tables.
-    pub fn changed_pages(&self) -> Result<PageSet, WorkerError> {
-        let pages = self.pages(Request::ChangedPages)?;
+    pub fn copied_pages(&self) -> Result<PageSet, WorkerError> {
+        let pages = self.pages(Request::CopiedPages)?;
         Ok(pages.unwrap_or_default())
     }
 

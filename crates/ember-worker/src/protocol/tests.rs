@@ -40,7 +40,7 @@ fn calls() -> Vec<Call> {
         Request::Save,
         Request::FinishCopy { save: 7 },
         Request::DropCopy { save: 8 },
-        Request::ChangedPages,
+        Request::CopiedPages,
         Request::PagedIn,
         Request::Connect { port: 52_000 },
     ];

@@ -20,7 +20,7 @@ use ember_vmm::devices::virtio::vsock::{ConnectError, GivenEnds, VsockConfig};
 use ember_vmm::kernel::KernelImage;
 use ember_vmm::{
     Backing, BuildError, Checkpoint, Hypervisor, LiveSaveError, MemoryCopy, RestoreConfig,
-    RestoreError, Vm, VmConfig,
+    RestoreError, Vm, VmConfig, is_exhausted,
 };
 
 use super::serve::{Files, Owner};
@@ -102,11 +102,10 @@ impl Machine {
             ..RestoreConfig::default()
         };
         let checkpoint = Checkpoint::with(hypervisor, state, memory).map_err(|error| {
-            let kind = match &error {
+            refused(match &error {
                 RestoreError::Invalid(_) => RefusalKind::Invalid,
                 _ => RefusalKind::Host,
-            };
-            refused(kind)(error)
+            })(error)
         })?;
         let vm = Vm::restore(&checkpoint, config).map_err(|error| build_refusal(&error))?;
         Ok(Self::watched(owner, vm))
@@ -171,8 +170,8 @@ impl Machine {
             Request::Save => return self.save(id, files).map(Some),
             Request::FinishCopy { save } => return self.finish_copy(id, *save),
             Request::DropCopy { save } => drop(self.copies.remove(save)),
-            Request::ChangedPages => {
-                let pages = self.vm.changed_pages();
+            Request::CopiedPages => {
+                let pages = self.vm.copied_pages();
                 let pages = pages.map_err(refused(RefusalKind::Host))?;
                 return pages_answer(&pages, &mut files).map(Some);
             }
@@ -316,8 +315,16 @@ fn build_refusal(error: &BuildError) -> Refusal {
     Refusal::new(kind, chain(error))
 }
 
-fn refused<E: Error>(kind: RefusalKind) -> impl FnOnce(E) -> Refusal {
-    move |error| Refusal::new(kind, chain(&error))
+/// A refusal for this reason, unless this process or the host has not enough left of something.
+fn refused<E: Error + 'static>(kind: RefusalKind) -> impl FnOnce(E) -> Refusal {
+    move |error| {
+        let is_hosts = !matches!(kind, RefusalKind::Ended | RefusalKind::Absent);
+        let kind = match is_hosts && is_exhausted(&error) {
+            true => RefusalKind::NoRoom,
+            false => kind,
+        };
+        Refusal::new(kind, chain(&error))
+    }
 }
 
 /// The message of an error with those of its sources.

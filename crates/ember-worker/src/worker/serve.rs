@@ -71,6 +71,13 @@ pub(super) fn serve(owner: &Owner) -> Result<(), ServeError> {
         if received.frame.is_empty() {
             return Ok(());
         }
+        if received.is_cut_off {
+            let call = Call::decode_alone(&received.frame)?;
+            drop(received);
+            let text = "the worker has not descriptors enough for what it was handed";
+            owner.answer(call.id, Err(Refusal::new(RefusalKind::NoRoom, text)));
+            continue;
+        }
         let call = Call::decode(&received.frame, received.descriptors.len())?;
         let files = Files(received.descriptors.into_iter());
         if let Some(outcome) = handle(owner, &mut machine, call.id, &call.request, files) {

@@ -18,7 +18,8 @@ fn a_kernel_that_cannot_scan_gives_the_same_answer() {
     let _ = memory.get(550, 0);
     let pagemap = File::open("/proc/self/pagemap").unwrap();
     let guest = memory.guest();
-    for wanted in [CHANGED, READ] {
+    assert!(find(&guest, CHANGED_SWAPPED).unwrap().is_empty());
+    for wanted in [CHANGED, CHANGED_PRESENT, READ] {
         let entries = read_entries(&pagemap, &guest, wanted).unwrap();
         assert!(!entries.is_empty());
         assert_eq!(find(&guest, wanted).unwrap(), entries);
@@ -31,6 +32,11 @@ fn entries_of_the_page_map_are_told_apart() {
     assert!(matches(SWAPPED, CHANGED));
     assert!(!matches(PRESENT | FILE, CHANGED));
     assert!(!matches(0, CHANGED));
+    assert!(matches(PRESENT | PROTECTED, CHANGED_PRESENT));
+    assert!(!matches(SWAPPED, CHANGED_PRESENT));
+    assert!(matches(SWAPPED, CHANGED_SWAPPED));
+    assert!(!matches(SWAPPED | PROTECTED, CHANGED_SWAPPED));
+    assert!(!matches(SWAPPED | FILE, CHANGED_SWAPPED));
     assert!(matches(PRESENT | FILE, READ));
     assert!(!matches(PRESENT, READ));
     assert!(!matches(FILE, READ));
