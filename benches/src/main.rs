@@ -12,7 +12,9 @@ mod floor;
 mod footprint;
 mod fork;
 mod languages;
+mod limits;
 mod memory;
+mod protocol;
 mod sandbox;
 
 use std::io::Write;
@@ -42,6 +44,16 @@ const GROUPS: &[(&[&str], Measure)] = &[
     (&["clone.memory"], footprint::clones),
     (&["chain.depth8"], fork::chain),
     (&["floor"], floor::floor),
+    (&["limits.overhead", "agent.memory"], limits::overhead),
+    (
+        &[
+            "protocol.ready",
+            "protocol.message",
+            "protocol.added",
+            "protocol.memory",
+        ],
+        protocol::measure,
+    ),
 ];
 
 /// The same of what is measured only when it is named: it needs packs that are large, and compilers

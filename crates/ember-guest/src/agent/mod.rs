@@ -38,6 +38,14 @@ use identity::Identities;
 use server::{Agent, End, Hooks};
 use tree::Trees;
 
+/// Takes what a client of the JSON protocol may have sent. Not part of the library's interface: a
+/// fuzzer calls it.
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub fn fuzz_json(stream: &[u8]) {
+    json::fuzz(stream);
+}
+
 /// What the program was asked to do.
 #[derive(Debug, PartialEq, Eq)]
 enum Role {

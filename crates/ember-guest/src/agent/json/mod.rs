@@ -91,6 +91,27 @@ pub(super) fn main(mut arguments: impl Iterator<Item = OsString>) -> i32 {
     }
 }
 
+/// Reads and judges all that a client has sent, and answers it.
+#[cfg(feature = "fuzzing")]
+pub(super) fn fuzz(mut stream: &[u8]) {
+    let mut answers = io::sink();
+    while let Ok(Incoming::Frame(frame)) = read_frame(&mut stream) {
+        let answer = match Request::parse(&frame) {
+            Ok(request) => {
+                // What was taken is no longer than what came.
+                assert!(request.code.len() + request.stdin.map_or(0, |it| it.len()) <= frame.len());
+                assert!((1..=request::MAX_ID).contains(&request.id.len()));
+                assert!(request.timeout <= Duration::from_millis(request::MAX_TIMEOUT));
+                assert!(request::MEMORY.contains(&request.memory_limit));
+                ack(&request.id)
+            }
+            Err(invalid) => error_message(invalid.id.as_deref(), error::INVALID, &invalid.message),
+        };
+        let written = write_frame(&mut answers, &answer);
+        assert!(written.is_ok(), "an answer could not be written");
+    }
+}
+
 /// Serves all clients. Says on standard output when it does, or that somebody does already.
 fn serve(mut config: Config) -> io::Result<()> {
     let listener = socket(
