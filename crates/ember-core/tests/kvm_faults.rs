@@ -11,14 +11,15 @@ use std::time::Duration;
 
 use common::runtime;
 use ember_core::{
-    Backing, ByteSize, Command, Error, ErrorKind, Image, LoadOptions, Placement, Sandbox, Template,
-    TemplateBuilder,
+    Backing, ByteSize, Command, Error, ErrorKind, Image, Kernel, LoadOptions, Placement, Sandbox,
+    Template, TemplateBuilder,
 };
 use ember_leak::LeakGate;
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
 
 fn builder() -> TemplateBuilder {
     Template::builder(Image::pack("python"))
+        .kernel(Kernel::tuned())
         .memory(ByteSize::mib(128))
         .cached(false)
 }

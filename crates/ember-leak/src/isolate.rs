@@ -83,6 +83,8 @@ pub fn run_isolated(path: &str, wrapper: &[&str], body: impl FnOnce()) {
     match run(command) {
         Ok((status, _)) if status.code() == Some(PASSED) => {}
         Ok((status, output)) => {
+            // Set in, so that nobody takes the lines of its harness for those of this one.
+            let output: String = output.lines().map(|line| format!("    {line}\n")).collect();
             panic!("{test} did not pass in a process of its own: {status}\n{output}")
         }
         Err(error) => panic!("{test} cannot be run in a process of its own: {error}"),

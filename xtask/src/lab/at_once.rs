@@ -18,20 +18,29 @@ const LIMIT_SECONDS: &str = "86400";
 
 /// The suites that take minutes, which are begun first: one of them begun last would have a lab to
 /// itself while the others stand idle. The order changes nothing else.
-const LONG: [&str; 8] = [
-    "kvm_devices",
+const LONG: [&str; 9] = [
     "kvm_clones",
+    "kvm_devices",
     "kvm_cli",
     "kvm_template_cache",
+    "kvm_faults",
     "kvm_cycles",
     "kvm_boot",
     "kvm_template",
     "kvm_programs",
 ];
 
+/// The suites that have a thousand guests at once, each of which takes some ten MiB.
+const LARGE: [&str; 1] = ["stress_clones"];
+
+/// The name of its executable.
+fn target(suite: &Suite) -> &str {
+    suite.name.rsplit("::").next().unwrap_or_default()
+}
+
 /// Where in the order a suite belongs.
 fn rank(suite: &Suite) -> usize {
-    let target = suite.name.rsplit("::").next().unwrap_or_default();
+    let target = target(suite);
     LONG.iter()
         .position(|long| *long == target)
         .unwrap_or(LONG.len())
@@ -96,7 +105,12 @@ fn one(suite: &Suite, alone: bool) -> Result<Report> {
     command
         .args(["--pdeathsig", "TERM", "--"])
         .arg(std::env::current_exe().context("finding this executable")?)
-        .args(["lab", "--timeout", LIMIT_SECONDS, "--", SELF, "run-suites"])
+        .args(["lab", "--timeout", LIMIT_SECONDS]);
+    if LARGE.contains(&target(suite)) {
+        command.args(["--memory", &qemu::large_memory_mib().to_string()]);
+    }
+    command
+        .args(["--", SELF, "run-suites"])
         .args([&list, &results])
         .current_dir(dirs::workspace())
         .stdin(Stdio::null());
