@@ -11,7 +11,7 @@ use ember_core::{
 };
 use ember_leak::LeakGate;
 
-const CAP: ByteSize = ByteSize::mib(80);
+const CAP: ByteSize = ByteSize::mib(48);
 
 /// Writes to so many MiB, as root and beside all that the guest bounds, and keeps them.
 fn greedy(mib: u64) -> Command {
@@ -48,7 +48,7 @@ fn a_clone_that_copies_more_than_it_may_is_ended() {
     runtime.block_on(async {
         let template = Template::builder(Image::pack("python"))
             .kernel(Kernel::tuned())
-            .memory(ByteSize::mib(192))
+            .memory(ByteSize::mib(160))
             .memory_cap(CAP)
             .cached(false)
             .build()
@@ -57,23 +57,23 @@ fn a_clone_that_copies_more_than_it_may_is_ended() {
         for placement in [Placement::InProcess, Placement::Worker] {
             let sandbox = template.fork_with(in_place(placement)).await.unwrap();
             // Who keeps to it lives.
-            let out = sandbox.exec(greedy(8)).await.unwrap();
+            let out = sandbox.exec(greedy(4)).await.unwrap();
             assert_eq!(out.stdout, "kept\n", "{out:?}");
             let copied = sandbox.copied_bytes().await.unwrap();
             assert!(copied < CAP.as_bytes(), "{copied}");
             // A clone of it may copy as much, for itself.
             let branch = sandbox.fork().await.unwrap();
 
-            let error = sandbox.exec(greedy(100)).await.unwrap_err();
+            let error = sandbox.exec(greedy(64)).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::MemoryExceeded, "{error:?}");
             let text = error.to_string();
-            assert!(text.contains("may copy 80 MiB"), "{text}");
+            assert!(text.contains("may copy 48 MiB"), "{text}");
             was_ended(&sandbox).await;
             sandbox.close().await;
 
-            let out = branch.exec(greedy(8)).await.unwrap();
+            let out = branch.exec(greedy(4)).await.unwrap();
             assert_eq!(out.stdout, "kept\n", "{out:?}");
-            let error = branch.exec(greedy(100)).await.unwrap_err();
+            let error = branch.exec(greedy(64)).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::MemoryExceeded, "{error:?}");
             was_ended(&branch).await;
             branch.close().await;
@@ -81,7 +81,7 @@ fn a_clone_that_copies_more_than_it_may_is_ended() {
             // Another may more, if that is said.
             let options = in_place(placement).memory_cap(ByteSize::gib(1));
             let free = template.fork_with(options).await.unwrap();
-            let out = free.exec(greedy(100)).await.unwrap();
+            let out = free.exec(greedy(64)).await.unwrap();
             assert_eq!(out.stdout, "kept\n", "{out:?}");
             assert!(free.copied_bytes().await.unwrap() > CAP.as_bytes());
             free.close().await;
@@ -89,7 +89,7 @@ fn a_clone_that_copies_more_than_it_may_is_ended() {
         // One whose guest's kernel has stopped to answer is ended just so, though nothing waits
         // for it.
         let sandbox = template.fork().await.unwrap();
-        let begun = sandbox.spawn(greedy(100)).await.unwrap();
+        let begun = sandbox.spawn(greedy(64)).await.unwrap();
         for _ in 0..600 {
             if !sandbox.is_alive() {
                 break;

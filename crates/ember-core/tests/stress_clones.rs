@@ -10,7 +10,7 @@ fn ten_thousand_clones_leave_nothing_behind() {
 
 #[test]
 fn a_thousand_clones_at_once_leave_nothing_behind() {
-    ember_leak::isolated!(|| common::clones::many_at_once_leave_nothing_behind(1_000));
+    ember_leak::isolated!(|| common::clones::many_at_once_leave_nothing_behind(1_000, 1_000));
 }
 
 #[test]

@@ -31,9 +31,8 @@ const QUICK_CPU: &str = "EPYC-Milan,-erms,-fsrm";
 const PARAMETERS: &str = "console=ttyS0 quiet reboot=k panic=-1 mitigations=off nokaslr rdinit=/init \
      cryptomgr.notests random.trust_cpu=on systemd.unified_cgroup_hierarchy=1";
 /// With these it does not take `rep stosq` for fast either (`arch/x86/lib/clear_page_64.S`), in what
-/// it clears itself: guests choose for themselves. And whoever waits for a grace period of RCU, as the
-/// end of a VM does several times, waits for no more than the one processor to have passed by.
-const QUICK_PARAMETERS: &str = " clearcpuid=rep_good rcupdate.rcu_expedited=1";
+/// it clears itself: guests choose for themselves.
+const QUICK_PARAMETERS: &str = " clearcpuid=rep_good";
 
 /// What one lab may come to use of the machine's memory when several run, in MiB.
 const LAB_MIB: u64 = 8192;
