@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use ember_core::{ByteSize, Code, Command, Image, Kernel, Pool, Shell, Template};
+use ember_core::{ByteSize, Code, Command, Image, Kernel, Placement, Pool, Shell, Template};
 use tokio::runtime::Runtime;
 
 use crate::figure::Figure;
@@ -99,6 +99,41 @@ pub(crate) fn shell(runtime: &Runtime) -> Result<Vec<Figure>> {
             let conditions = CONDITIONS.replace("1 vCPU", &format!("{vcpus} vCPU"));
             let goal = (vcpus == 1).then_some(0.4);
             figures.push(Figure::of(name, "reply", "ms", goal, conditions, &samples));
+        }
+        Ok(figures)
+    })
+}
+
+/// How many others are there, each having answered.
+const CROWD: usize = 100;
+
+/// `fork.reply.crowd`: nothing was prepared, and there are `CROWD` clones, in this process or each in
+/// one of its own.
+pub(crate) fn crowd(runtime: &Runtime) -> Result<Vec<Figure>> {
+    runtime.block_on(async {
+        let mut figures = Vec::new();
+        for (name, placement) in [
+            ("fork.reply.crowd", Placement::InProcess),
+            ("fork.reply.crowd.worker", Placement::Worker),
+        ] {
+            let template = template(1)?.placement(placement).build().await?;
+            let mut crowd = Vec::with_capacity(CROWD);
+            for _ in 0..CROWD {
+                crowd.push(template.fork().await?);
+            }
+            let samples = sample(&template, async |template| {
+                let start = Instant::now();
+                let sandbox = template.fork().await?;
+                let elapsed = ms_since(start);
+                sandbox.close().await;
+                Ok(elapsed)
+            })
+            .await?;
+            let conditions = format!("{CONDITIONS}; {placement}, beside {CROWD} clones");
+            figures.push(Figure::of(name, "reply", "ms", None, conditions, &samples));
+            for clone in crowd {
+                clone.close().await;
+            }
         }
         Ok(figures)
     })

@@ -39,6 +39,7 @@ const GROUPS: &[(&[&str], Measure)] = &[
         &["fork.result.python", "fork.result.python.again"],
         fork::python,
     ),
+    (&["fork.reply.crowd"], fork::crowd),
     (&["pool.acquire"], fork::pool),
     (&["livefork.pause"], fork::live),
     (&["clone.memory"], footprint::clones),
