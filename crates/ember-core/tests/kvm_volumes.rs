@@ -72,7 +72,7 @@ impl Host {
 /// Many blocks, of a disk and of a squashfs.
 fn large() -> Vec<u8> {
     let byte = |n: u32| (n.wrapping_mul(n) >> 7) as u8;
-    (0..3_000_000).map(byte).collect()
+    (0..500_000).map(byte).collect()
 }
 
 /// What an unprivileged program and root each find there, and that neither can change it.
@@ -191,8 +191,6 @@ fn clones_share_volumes_wherever_they_are_and_come_from() {
         fs::remove_file(&moved).unwrap();
         let last = loaded.fork().await.unwrap();
         shows_both(&last).await;
-        let whole = third.snapshot().await.unwrap();
-        whole.save_whole(host.at("b.ember")).await.unwrap();
         last.close().await;
         third.close().await;
     });
@@ -209,7 +207,7 @@ fn eight_volumes_boot_in_a_worker_each_in_its_place() {
         fs::create_dir(&volume).unwrap();
         fs::write(volume.join("name"), number.to_string()).unwrap();
         // By the links of the image, and in what is mounted later than the image.
-        let parent = ["/var/run", "/tmp", "/bin", "/new/one"][number % 4];
+        let parent = ["/run", "/tmp", "/bin", "/new/one"][number % 4];
         sandbox = sandbox.volume(format!("{parent}/{number}"), Volume::at(volume));
     }
     runtime().block_on(async {

@@ -125,8 +125,9 @@ impl Loaded {
             Some(path) => path.clone(),
             None => self.guest.image().to_owned(),
         };
-        let disk = self.disk("image", &path, &self.origin.image)?;
+        // Before the image, which is usually the largest and read to its end.
         let volumes = self.volumes(options)?;
+        let disk = self.disk("image", &path, &self.origin.image)?;
         let fixture = Fixture {
             image: ReadyImage {
                 file: path,
