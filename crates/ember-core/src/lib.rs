@@ -63,7 +63,7 @@ mod verdict;
 
 pub use assets::{
     Assets, Image, ImageConfig, ImageKind, Kernel, OciImage, Pack, Prune, ReadyImage, ReadyKernel,
-    SavedImage, StoredImage,
+    SavedImage, StoredImage, Volume,
 };
 pub use backing::Backing;
 pub use code::Code;
@@ -98,4 +98,5 @@ pub use ember_snapshot::memory::MemoryHash;
 #[cfg(doctest)]
 #[derive(Debug)]
 #[doc = include_str!("../../../docs/images.md")]
+#[doc = include_str!("../../../docs/volumes.md")]
 pub struct Documentation;

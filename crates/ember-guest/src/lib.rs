@@ -7,6 +7,7 @@
 //! - [`AGENT`]: the agent as a static program, to put into an initramfs (feature `embed`).
 //! - [`archive`]: trees of files as tar streams, for both (feature `archive`).
 //! - [`packs`]: the recipes of the images that come with it.
+//! - [`volumes`]: where a guest's volumes are, as its kernel's command line says it.
 #![deny(unsafe_code)]
 
 #[cfg(any(test, feature = "agent"))]
@@ -17,6 +18,7 @@ pub mod archive;
 pub mod host;
 pub mod packs;
 pub mod protocol;
+pub mod volumes;
 
 /// The agent: a static program for this crate's target, to be started as a guest's `/init`.
 #[cfg(feature = "embed")]

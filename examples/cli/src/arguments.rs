@@ -10,6 +10,7 @@ use ember_core::{ByteSize, Image, Kernel, Placement};
 
 use crate::copy::InImage;
 use crate::transfer::Transfer;
+use crate::volume::VolumeAt;
 
 const AFTER_HELP: &str = "\
 Exit status: that of the program; 128 + N if signal N ended it, 123 if it could not be compiled, 124
@@ -42,6 +43,10 @@ pub(crate) struct Common {
     /// The recipe of a pack, to be used as the root file system.
     #[arg(long, global = true, value_name = "FILE", conflicts_with = "image")]
     pub(crate) pack_file: Option<PathBuf>,
+    /// Show the guest a directory of this host, or what is in a tar or squashfs file, at the absolute
+    /// path PATH, read-only. It is what it was when the guest was made. Can be given several times.
+    #[arg(long, global = true, value_name = "HOST:/PATH", value_parser = volume_parser())]
+    pub(crate) volume: Vec<VolumeAt>,
     /// The kernel: `stock`, `tuned` or a file [default: tuned if it has been built, else stock].
     #[arg(long, global = true, value_name = "KERNEL", value_parser = kernel)]
     pub(crate) kernel: Option<Kernel>,
@@ -361,6 +366,10 @@ fn in_image_parser() -> impl TypedValueParser<Value = InImage> {
     OsStringValueParser::new().try_map(|text| InImage::parse(&text))
 }
 
+fn volume_parser() -> impl TypedValueParser<Value = VolumeAt> {
+    OsStringValueParser::new().try_map(|text| VolumeAt::parse(&text))
+}
+
 fn transfer_parser() -> impl TypedValueParser<Value = Transfer> {
     OsStringValueParser::new().try_map(|text| Transfer::parse(&text))
 }
@@ -441,6 +450,23 @@ mod tests {
             };
             assert_eq!(exec.words, ["ls", "-l"]);
         }
+    }
+
+    #[test]
+    fn volumes_are_collected_on_either_side_of_the_command() {
+        for words in [
+            [
+                "ember", "--volume", "a:/a", "--volume", "b:/b", "exec", "ls",
+            ],
+            [
+                "ember", "exec", "--volume", "a:/a", "--volume", "b:/b", "ls",
+            ],
+        ] {
+            assert_eq!(Arguments::parse_from(words).common.volume.len(), 2);
+        }
+        let words = ["ember", "exec", "--volume", "a:b", "ls"];
+        let error = Arguments::try_parse_from(words).unwrap_err().to_string();
+        assert!(error.contains("HOST:/PATH"), "{error}");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::arguments::Common;
 use crate::progress;
+use crate::volume::VolumeAt;
 
 /// Has a guest, does `work` in it, closes it, and says the exit status. A signal that asks this
 /// process to end does so after the guest was closed.
@@ -60,6 +61,9 @@ pub(crate) fn guest(common: &Common) -> Result<SandboxBuilder> {
     if let Some(placement) = common.placement {
         builder = builder.placement(placement);
     }
+    for VolumeAt { place, volume } in &common.volume {
+        builder = builder.volume(place, volume.clone());
+    }
     if let Some(timeout) = common.timeout {
         builder = builder.timeout(timeout);
     }
@@ -90,6 +94,9 @@ pub(crate) fn template(common: &Common) -> Result<TemplateBuilder> {
     }
     if let Some(placement) = common.placement {
         builder = builder.placement(placement);
+    }
+    for VolumeAt { place, volume } in &common.volume {
+        builder = builder.volume(place, volume.clone());
     }
     if let Some(timeout) = common.timeout {
         builder = builder.timeout(timeout);

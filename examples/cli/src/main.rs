@@ -20,6 +20,7 @@ mod shell;
 mod streams;
 mod template;
 mod transfer;
+mod volume;
 
 use std::process::ExitCode;
 

@@ -1,5 +1,6 @@
 //! `ember template`: the templates that are kept.
 
+use std::iter;
 use std::process::ExitCode;
 use std::time::{Instant, SystemTime};
 
@@ -114,11 +115,19 @@ fn describe(template: &StoredTemplate) {
     line("vCPUs", &manifest.vcpus.to_string());
     let memory = ByteSize::bytes(manifest.memory_bytes);
     line("memory", &memory.to_string());
+    // The first disk is the image.
+    let disks = iter::once("image").chain(iter::repeat("volume"));
     for (name, artefact) in manifest
         .kernel
         .iter()
         .map(|kernel| ("kernel", kernel))
-        .chain(manifest.images.iter().map(|image| ("image", image)))
+        .chain(
+            manifest
+                .images
+                .iter()
+                .zip(disks)
+                .map(|(it, name)| (name, it)),
+        )
     {
         line(name, &artefact.name);
         line("", &artefact.digest);

@@ -163,6 +163,30 @@ fn files_go_in_before_and_come_out_after() {
 }
 
 #[test]
+fn a_guest_has_a_directory_of_this_host_as_a_volume() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("data");
+    fs::create_dir(&data).unwrap();
+    fs::write(data.join("a"), "from the host").unwrap();
+    let volume = format!("{}:/opt/data", data.display());
+    let script = "cat /opt/data/a && touch /opt/data/b";
+    let arguments = [
+        "exec", "--boot", "--volume", &volume, "--", "sh", "-c", script,
+    ];
+    let output = ember(&arguments).output().unwrap();
+    assert_eq!(text(&output.stdout), "from the host", "{output:?}");
+    let errors = text(&output.stderr);
+    assert!(errors.contains("Read-only file system"), "{errors}");
+    let wrong = volume.replace("/opt/data", "/dev");
+    let output = ember(&["exec", "--volume", &wrong, "true"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    let errors = text(&output.stderr);
+    assert!(errors.contains("/dev is the guest's own"), "{errors}");
+}
+
+#[test]
 fn files_come_out_of_an_image() {
     let directory = tempfile::tempdir().unwrap();
     let here = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();

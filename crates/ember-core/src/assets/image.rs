@@ -129,7 +129,7 @@ fn tagged(text: &str) -> Option<(&Path, &str)> {
 const PACKAGES_OF: &str = "packages:";
 
 /// Whether a file begins as a file system does. What cannot be read is said where it is used.
-fn is_file_system(path: &Path) -> bool {
+pub(super) fn is_file_system(path: &Path) -> bool {
     use std::io::Read;
     let mut begin = Vec::new();
     let read = fs::File::open(path).and_then(|file| file.take(1084).read_to_end(&mut begin));

@@ -19,6 +19,7 @@ mod squashfs;
 mod stamp;
 mod stored;
 mod tree;
+mod volume;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -30,6 +31,7 @@ pub use kernel::{Kernel, ReadyKernel};
 pub use oci::{OciImage, SavedImage};
 pub(crate) use stamp::Stamp;
 pub use stored::{Prune, StoredImage};
+pub use volume::Volume;
 
 use ember_snapshot::store::Store;
 use ember_vmm::kernel::Initramfs;
@@ -115,6 +117,20 @@ impl Assets {
     /// As [`image`](Self::image).
     pub fn renew_image(&self, image: &Image) -> Result<ReadyImage, Error> {
         Ok(image::prepare(self, image, true)?)
+    }
+
+    /// Prepares a volume, and says where its file is.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidRequest`] for a file that is no squashfs, else
+    /// [`ErrorKind::Unprepared`], with what is missing.
+    pub fn volume(&self, volume: &Volume) -> Result<PathBuf, Error> {
+        Ok(self.open_volume(volume)?.0)
+    }
+
+    /// Prepares a volume: its file, and that file open.
+    pub(crate) fn open_volume(&self, volume: &Volume) -> Result<(PathBuf, File), Error> {
+        Ok(volume::open(self, volume)?)
     }
 
     /// All images that are kept, by name.
@@ -215,6 +231,7 @@ pub(crate) enum AssetError {
     Initramfs(#[from] initramfs::InitramfsError),
     Pull(#[from] oci::PullError),
     Import(#[from] import::ImportError),
+    Volume(#[from] volume::VolumeError),
 }
 
 impl From<AssetError> for Error {
@@ -222,6 +239,7 @@ impl From<AssetError> for Error {
         let kind = match &error {
             AssetError::Recipe(_) => ErrorKind::InvalidRequest,
             AssetError::Pull(error) if error.is_request() => ErrorKind::InvalidRequest,
+            AssetError::Volume(error) if error.is_request() => ErrorKind::InvalidRequest,
             _ => ErrorKind::Unprepared,
         };
         let what = match &error {
@@ -229,6 +247,7 @@ impl From<AssetError> for Error {
             AssetError::Initramfs(_) => "build the initramfs",
             AssetError::Recipe(_) => "find the image",
             AssetError::Pull(_) => "pull the image",
+            AssetError::Volume(_) => "use the volume",
             _ => "prepare the image or kernel",
         };
         Error::because(kind, format!("cannot {what}"), error)

@@ -4,25 +4,26 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ember_guest::host::Agent;
 use ember_vmm::devices::serial::ConsoleConfig;
 use ember_vmm::devices::virtio::balloon::BalloonConfig;
-use ember_vmm::devices::virtio::block::BlockConfig;
 use ember_vmm::devices::virtio::vsock::VsockConfig;
 use ember_vmm::kernel::{Initramfs, KernelImage};
 use ember_vmm::{BuildError, ExitReason, Vm, VmConfig, probe};
-use ember_worker::host::{BootConfig, DiskConfig, RemoteVm, WorkerError, Workers};
+use ember_worker::host::{BootConfig, RemoteVm, WorkerError, Workers};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use super::disks::{block_configs, disks, read_only_disk};
 use super::machine::{Line, Machine};
 use super::vm::{GuestVm, worker_error};
+use super::volumes::{self, ReadyVolume};
 use super::{Fixture, Sandbox, Settings};
-use crate::assets::{Assets, Image, Kernel, ReadyImage, ReadyKernel};
+use crate::assets::{Assets, Image, Kernel, ReadyImage, ReadyKernel, Volume};
 use crate::backing::MemoryUse;
 use crate::blocking::blocking;
 use crate::error::{Error, ErrorKind};
@@ -49,6 +50,7 @@ pub struct SandboxBuilder {
     vcpus: u8,
     memory: Option<ByteSize>,
     overlay: Option<ByteSize>,
+    volumes: Vec<(PathBuf, Volume)>,
     timeout: Option<Duration>,
     boot_timeout: Duration,
     output_limit: ByteSize,
@@ -66,6 +68,7 @@ pub(crate) struct Prepared {
     pub(crate) image: ReadyImage,
     /// The image's file: from here on, another may come in its place.
     pub(crate) disk: Arc<File>,
+    pub(crate) volumes: Vec<ReadyVolume>,
     pub(crate) command_line: String,
     pub(crate) origin: Arc<Origin>,
     pub(crate) place: Place,
@@ -80,6 +83,7 @@ impl SandboxBuilder {
             vcpus: 1,
             memory: None,
             overlay: None,
+            volumes: Vec::new(),
             timeout: None,
             boot_timeout: BOOT_TIMEOUT,
             output_limit: OUTPUT_LIMIT,
@@ -110,6 +114,19 @@ impl SandboxBuilder {
     #[must_use]
     pub fn overlay(mut self, size: ByteSize) -> Self {
         self.overlay = Some(size);
+        self
+    }
+
+    /// Shows it `volume` at the absolute path `place`, besides its image: read-only, for programs and
+    /// commands alike, and without meaning of set-user-id bits and devices. The directory is made if
+    /// it is not there, and what the image has in it is hidden. Clones have the volumes of what they
+    /// are clones of. There can be eight, none within another, and none in `/proc`, `/sys` or `/dev`.
+    ///
+    /// Each is a disk of its own on the same file of this host for all that have it, so that what one
+    /// has read is in the host's memory for the others.
+    #[must_use]
+    pub fn volume(mut self, place: impl Into<PathBuf>, volume: Volume) -> Self {
+        self.volumes.push((place.into(), volume));
         self
     }
 
@@ -189,7 +206,8 @@ impl SandboxBuilder {
     /// guest.
     ///
     /// # Errors
-    /// [`ErrorKind::Unprepared`] and [`ErrorKind::InvalidRequest`] before there is a VM,
+    /// [`ErrorKind::Unprepared`] and [`ErrorKind::InvalidRequest`] before there is a VM, the latter
+    /// also for a volume that is no squashfs or cannot be where it is to be,
     /// [`ErrorKind::HostUnsupported`] if the host cannot run one, [`ErrorKind::BootFailed`] with
     /// the console's last lines if the guest does not come up.
     pub async fn boot(self) -> Result<Sandbox, Error> {
@@ -252,6 +270,7 @@ impl SandboxBuilder {
 
     /// Prepares what the guest is made from, so that all is known of it. Blocks.
     pub(crate) fn prepare(&self) -> Result<Prepared, Error> {
+        let places = volumes::places(&self.volumes)?;
         let place = Place::of(self.placement)?;
         let assets = match &self.assets {
             Some(assets) => assets.clone(),
@@ -268,6 +287,14 @@ impl SandboxBuilder {
             let stamp = assets.stamp(path, file).map_err(unopened(what, path))?;
             Ok::<_, Error>(Source::file(name, path, stamp))
         };
+        let mut ready = Vec::with_capacity(places.len());
+        let mut of_volumes = Vec::with_capacity(places.len());
+        for (place, (_, volume)) in places.iter().zip(&self.volumes) {
+            let volume_file = volumes::prepare(&assets, place, volume)?;
+            let (path, file) = (&volume_file.file, &volume_file.disk);
+            of_volumes.push(source("volume", volume.to_string(), path, file)?);
+            ready.push(volume_file);
+        }
         let kernel_file = File::open(&kernel.image).map_err(unopened("kernel", &kernel.image))?;
         let origin = Origin {
             kernel: Some(source(
@@ -277,14 +304,16 @@ impl SandboxBuilder {
                 &kernel_file,
             )?),
             image: source("image", self.image.to_string(), &image.file, &disk)?,
+            volumes: of_volumes,
             built_from: BTreeMap::new(),
         };
         Ok(Prepared {
-            command_line: command_line(&image, self.console.is_some(), self.overlay),
+            command_line: command_line(&image, self.console.is_some(), self.overlay, &places),
             assets,
             kernel,
             image,
             disk: Arc::new(disk),
+            volumes: ready,
             origin: Arc::new(origin),
             place,
         })
@@ -323,6 +352,7 @@ impl SandboxBuilder {
             kernel,
             image,
             disk,
+            volumes,
             command_line,
             origin,
             place,
@@ -336,7 +366,7 @@ impl SandboxBuilder {
             memory: self.size(&image).1,
             initramfs: assets.initramfs(&kernel)?,
             kernel: &kernel.image,
-            disk: &disk,
+            disks: disks(&disk, &volumes).cloned().collect(),
             command_line,
             calls,
         };
@@ -349,6 +379,7 @@ impl SandboxBuilder {
         let fixture = Fixture {
             image,
             disk,
+            volumes,
             kick_signal,
             place,
             // What boots has memory of its own.
@@ -371,11 +402,7 @@ impl SandboxBuilder {
         config.memory_bytes = made.memory.as_bytes();
         config.initramfs = made.initramfs;
         config.command_line = made.command_line;
-        let for_vm = made.disk.try_clone().map_err(|error| {
-            let message = "cannot use the image's file twice";
-            Error::because(ErrorKind::HostUnsupported, message, error)
-        })?;
-        config.disks = vec![BlockConfig::read_only(for_vm)];
+        config.disks = block_configs(&made.disks)?;
         config.vsock = Some(VsockConfig::default());
         if self.is_template {
             config.balloon = Some(BalloonConfig::default());
@@ -418,7 +445,7 @@ impl SandboxBuilder {
             kernel,
             initramfs: made.initramfs,
             command_line: made.command_line,
-            disks: vec![read_only_disk(made.disk)],
+            disks: made.disks.iter().map(read_only_disk).collect(),
             balloon: self.is_template,
             generation_id: match self.is_template {
                 true => Some(random()?),
@@ -441,7 +468,8 @@ struct Making<'a> {
     memory: ByteSize,
     kernel: &'a Path,
     initramfs: Initramfs,
-    disk: &'a Arc<File>,
+    /// The image first.
+    disks: Vec<Arc<File>>,
     command_line: String,
     /// Who is told when the guest's agent calls.
     calls: mpsc::Sender<UnixStream>,
@@ -451,15 +479,6 @@ struct Making<'a> {
 /// them is handed over, so that nobody else can change how this end behaves.
 pub(crate) fn channel() -> Result<(UnixStream, UnixStream), Error> {
     UnixStream::pair().map_err(Error::of_host("cannot make a guest's channel"))
-}
-
-/// The image as a disk.
-pub(crate) fn read_only_disk(file: &Arc<File>) -> DiskConfig {
-    DiskConfig {
-        file: Arc::clone(file),
-        read_only: true,
-        serial: String::new(),
-    }
 }
 
 /// Why a worker has made no VM. That its process has ended says something of the host.
@@ -484,7 +503,12 @@ pub(crate) fn random<const N: usize>() -> Result<[u8; N], Error> {
 }
 
 /// The kernel's command line.
-fn command_line(image: &ReadyImage, verbose: bool, overlay: Option<ByteSize>) -> String {
+fn command_line(
+    image: &ReadyImage,
+    verbose: bool,
+    overlay: Option<ByteSize>,
+    volumes: &[PathBuf],
+) -> String {
     let mut words = vec!["console=ttyS0", "panic=-1", "ember.root=/dev/vda"];
     // A stock kernel spends half its boot, and more in the background, on testing its ciphers.
     words.push("cryptomgr.notests=1");
@@ -503,6 +527,8 @@ fn command_line(image: &ReadyImage, verbose: bool, overlay: Option<ByteSize>) ->
     let port = format!("ember.port={AGENT_PORT}");
     words.push(&port);
     words.push("ember.hostname=ember");
+    let volumes: Vec<String> = volumes::words(volumes).collect();
+    words.extend(volumes.iter().map(String::as_str));
     words.join(" ")
 }
 
@@ -567,6 +593,7 @@ impl fmt::Debug for SandboxBuilder {
             .field("kernel", &self.kernel)
             .field("vcpus", &self.vcpus)
             .field("memory", &self.memory)
+            .field("volumes", &self.volumes)
             .field("timeout", &self.timeout)
             .field("boot_timeout", &self.boot_timeout)
             .finish_non_exhaustive()

@@ -2,9 +2,11 @@
 
 pub(crate) mod builder;
 pub(crate) mod cap;
+pub(crate) mod disks;
 pub(crate) mod machine;
 mod process;
 pub(crate) mod vm;
+mod volumes;
 
 use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,6 +19,7 @@ use ember_guest::protocol::{ErrorCode, Outcome};
 pub(crate) use builder::Prepared;
 pub use builder::SandboxBuilder;
 pub use process::{Process, UsageWatch};
+pub(crate) use volumes::ReadyVolume;
 
 use crate::assets::{Image, ImageConfig, ReadyImage};
 use crate::backing::MemoryUse;
@@ -61,6 +64,7 @@ pub(crate) struct Fixture {
     pub(crate) image: ReadyImage,
     /// The image's file, open: it may be removed, or another may come in its place.
     pub(crate) disk: Arc<File>,
+    pub(crate) volumes: Vec<ReadyVolume>,
     pub(crate) kick_signal: Option<i32>,
     /// Where it runs.
     pub(crate) place: Place,
@@ -71,6 +75,13 @@ pub(crate) struct Fixture {
     pub(crate) runners: Vec<String>,
     /// What the guest was made from.
     pub(crate) origin: Arc<Origin>,
+}
+
+impl Fixture {
+    /// The guest's disks, in their order.
+    pub(crate) fn disks(&self) -> impl Iterator<Item = &Arc<File>> {
+        disks::disks(&self.disk, &self.volumes)
+    }
 }
 
 /// What holds for everything that runs in a sandbox.

@@ -1,13 +1,14 @@
 //! From a description to a template.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ember_guest::host::{Command, WarmRunner};
 
 use super::{Inner, Origin, Template, cache, capture, give_back, working_set};
-use crate::assets::{Assets, Image, Kernel};
+use crate::assets::{Assets, Image, Kernel, Volume};
 use crate::backing::{Backing, MemoryUse};
 use crate::blocking::blocking;
 use crate::code::{Code, Program};
@@ -72,6 +73,13 @@ impl TemplateBuilder {
     #[must_use]
     pub fn overlay(self, size: ByteSize) -> Self {
         self.configure(|sandbox| sandbox.overlay(size))
+    }
+
+    /// Shows them `volume` at the absolute path `place`, read-only: see
+    /// [`SandboxBuilder::volume`]. What warms the template up has it as well.
+    #[must_use]
+    pub fn volume(self, place: impl Into<PathBuf>, volume: Volume) -> Self {
+        self.configure(|sandbox| sandbox.volume(place, volume))
     }
 
     /// Their kernel: the tuned one if it has been built, else the stock one, if not said.
@@ -172,7 +180,7 @@ impl TemplateBuilder {
 
     /// Whether the template is looked for in the cache, and kept there: it is if not said.
     ///
-    /// It is found by everything that goes into it: the image, the kernel and its command line, the
+    /// It is found by everything that goes into it: the image, the volumes, the kernel and its command line, the
     /// number of processors and the size of the memory, each step with all that it is given, the
     /// agent, and this host's kind of processor. What a step fetches from elsewhere is not known
     /// beforehand: a template that should fetch it anew has to be [removed](super::Templates), or
@@ -269,6 +277,7 @@ impl Plan {
         Fixture {
             image: self.prepared.image.clone(),
             disk: Arc::clone(&self.prepared.disk),
+            volumes: self.prepared.volumes.clone(),
             kick_signal: self.sandbox.signal(),
             place: self.prepared.place.clone(),
             memory: self.memory,

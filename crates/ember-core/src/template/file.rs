@@ -23,7 +23,7 @@ use super::{Inner, LoadOptions, working_set};
 use crate::assets::ReadyImage;
 use crate::error::{Error, ErrorKind};
 use crate::placement::Place;
-use crate::sandbox::Fixture;
+use crate::sandbox::{Fixture, ReadyVolume};
 
 /// Why a file is no template that could be used.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +36,10 @@ pub(super) enum ReadError {
     Guest(#[from] GuestError),
     #[error("the snapshot does not say what is on the guest's disk")]
     NoImage,
+    #[error(
+        "the snapshot's guest has {has} volumes, and the snapshot says what is on {said} of them"
+    )]
+    Volumes { has: usize, said: usize },
 }
 
 /// A template's file, read and checked.
@@ -51,13 +55,18 @@ pub(super) struct Loaded {
 pub(super) fn read(path: &Path) -> Result<Loaded, ReadError> {
     let chain = Chain::open(path, locate_from(path))?;
     let manifest = &chain.top().contents.manifest;
-    let image = manifest.images.first().ok_or(ReadError::NoImage)?;
+    let (image, volumes) = manifest.images.split_first().ok_or(ReadError::NoImage)?;
     let origin = Origin {
         kernel: manifest.kernel.clone().map(Source::Known),
         image: Source::Known(image.clone()),
+        volumes: volumes.iter().cloned().map(Source::Known).collect(),
         built_from: manifest.built_from.clone(),
     };
     let guest = Guest::decode(&chain.top().contents.guest)?;
+    let (has, said) = (guest.volumes().len(), volumes.len());
+    if has != said {
+        return Err(ReadError::Volumes { has, said });
+    }
     let memory = chain.load()?;
     Ok(Loaded {
         path: path.to_owned(),
@@ -116,28 +125,9 @@ impl Loaded {
             Some(path) => path.clone(),
             None => self.guest.image().to_owned(),
         };
-        let problem = |kind, problem: &str| {
-            let message = format!(
-                "the template {} needs the image {}, {problem}; `LoadOptions::image` says where \
-                 else it is",
-                self.path.display(),
-                path.display(),
-            );
-            move |error: io::Error| Error::because(kind, message, error)
-        };
-        let unusable = problem(ErrorKind::Unprepared, "which cannot be read");
-        let disk = File::open(&path).and_then(|disk| Ok((digest(&disk)?, disk)));
-        let (found, disk) = disk.map_err(unusable)?;
-        // A guest believes what it has read of its disk before: on another it would go astray.
-        if let Source::Known(image) = &self.origin.image
-            && image.digest != found
-        {
-            let other = io::Error::other(format!("it is {found} and should be {}", image.digest));
-            return Err(problem(
-                ErrorKind::InvalidRequest,
-                "and that file is another",
-            )(other));
-        }
+        // Before the image, which is usually the largest and read to its end.
+        let volumes = self.volumes(options)?;
+        let disk = self.disk("image", &path, &self.origin.image)?;
         let fixture = Fixture {
             image: ReadyImage {
                 file: path,
@@ -148,7 +138,8 @@ impl Loaded {
                 file_system: None,
                 memory_mib: None,
             },
-            disk: Arc::new(disk),
+            disk,
+            volumes,
             kick_signal: options.kick_signal,
             place: Place::of(options.placement)?,
             memory: options.memory,
@@ -157,6 +148,54 @@ impl Loaded {
             runners: self.guest.runners.clone(),
         };
         self.into_inner(fixture)
+    }
+
+    /// The volumes, where they were or where `options` say that they are.
+    fn volumes(&self, options: &LoadOptions) -> Result<Vec<ReadyVolume>, Error> {
+        let has = |place: &PathBuf| self.guest.volumes().any(|(it, _)| it == place);
+        if let Some(place) = options.volumes.keys().find(|place| !has(place)) {
+            let message = format!(
+                "the template {} has no volume at {}",
+                self.path.display(),
+                place.display()
+            );
+            return Err(Error::new(ErrorKind::InvalidRequest, message));
+        }
+        let volumes = self.guest.volumes().zip(&self.origin.volumes);
+        let volumes = volumes.map(|((place, was), source)| {
+            let file = options.volumes.get(place).map_or(was, PathBuf::as_path);
+            Ok(ReadyVolume {
+                place: place.to_owned(),
+                file: file.to_owned(),
+                disk: self.disk("volume", file, source)?,
+            })
+        });
+        volumes.collect()
+    }
+
+    /// The file `path`, open, if it is what `source` was.
+    fn disk(&self, what: &str, path: &Path, source: &Source) -> Result<Arc<File>, Error> {
+        let problem = |kind, problem: &str| {
+            let message = format!(
+                "the template {} needs the {what} {}, {problem}; `LoadOptions::{what}` says where \
+                 else it is",
+                self.path.display(),
+                path.display(),
+            );
+            move |error: io::Error| Error::because(kind, message, error)
+        };
+        let unusable = problem(ErrorKind::Unprepared, "which cannot be read");
+        let disk = File::open(path).and_then(|disk| Ok((digest(&disk)?, disk)));
+        let (found, disk) = disk.map_err(unusable)?;
+        // A guest believes what it has read of its disk before: on another it would go astray.
+        if let Source::Known(known) = source
+            && known.digest != found
+        {
+            let other = io::Error::other(format!("it is {found} and should be {}", known.digest));
+            let wrong = problem(ErrorKind::InvalidRequest, "and that file is another");
+            return Err(wrong(other));
+        }
+        Ok(Arc::new(disk))
     }
 }
 
@@ -251,11 +290,14 @@ fn parent(inner: &Inner, path: &Path) -> Option<(Arc<Memory>, String)> {
 fn contents(inner: &Inner) -> Result<Contents, Error> {
     let state = inner.checkpoint.state().clone();
     let origin = &inner.fixture.origin;
-    let image = origin
-        .image
-        .artefact_of(&inner.fixture.disk)
+    // In the order of the disks, of which the image is the first.
+    let sources = std::iter::once(&origin.image).chain(&origin.volumes);
+    let images = sources
+        .zip(inner.fixture.disks())
+        .map(|(source, disk)| source.artefact_of(disk))
+        .collect::<io::Result<_>>()
         .map_err(|error| {
-            let message = "cannot read the image that the template was made from";
+            let message = "cannot read the image or a volume that the template was made from";
             Error::because(ErrorKind::Unprepared, message, error)
         })?;
     let vendor = ember_vmm::Processor::of_host().ok();
@@ -267,7 +309,7 @@ fn contents(inner: &Inner) -> Result<Contents, Error> {
         memory_bytes: state.memory_bytes,
         memory_hash: None,
         kernel: origin.kernel.as_ref().and_then(Source::artefact),
-        images: vec![image],
+        images,
         cpu: CpuRequirements {
             vendor: vendor.map(|processor| processor.vendor().to_owned()),
             ..CpuRequirements::default()

@@ -7,14 +7,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use ember_guest::protocol::{Hello, VersionMismatch};
+use ember_guest::volumes::MAX_VOLUMES;
 use serde::{Deserialize, Serialize};
 
-use crate::sandbox::{Fixture, Settings};
+use crate::sandbox::{Fixture, ReadyVolume, Settings};
 use crate::{Account, ImageConfig, Language};
 
 /// The version of the section. Its encoding has no names in it, so any change to [`Guest`] is a new
 /// one.
-pub(crate) const VERSION: u16 = 4;
+pub(crate) const VERSION: u16 = 5;
 
 /// Far more than any image's languages take.
 const LIMIT: usize = 1 << 20;
@@ -29,6 +30,8 @@ pub(crate) enum GuestError {
     Version { found: u16 },
     #[error("what the snapshot says of its guest has {0} bytes; the limit is {LIMIT}")]
     TooLarge(usize),
+    #[error("the snapshot's guest has {0} volumes; the limit is {MAX_VOLUMES}")]
+    Volumes(usize),
     #[error("what the snapshot says of its guest is damaged")]
     Damaged(#[source] Option<postcard::Error>),
     #[error(transparent)]
@@ -48,6 +51,14 @@ pub(crate) struct Guest {
     output_limit: u64,
     /// The languages whose interpreters are kept warm.
     pub(crate) runners: Vec<String>,
+    volumes: Vec<Volume>,
+}
+
+/// Where a volume is in the guest, and where its file was; both as bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Volume {
+    place: Vec<u8>,
+    file: Vec<u8>,
 }
 
 /// [`Hello`], whose own form is the wire's.
@@ -75,6 +86,7 @@ impl Guest {
             timeout: fixture.settings.timeout,
             output_limit: fixture.settings.output_limit as u64,
             runners: fixture.runners.clone(),
+            volumes: fixture.volumes.iter().map(Volume::of).collect(),
         }
     }
 
@@ -91,7 +103,14 @@ impl Guest {
 
     /// Where the image was.
     pub(crate) fn image(&self) -> &Path {
-        Path::new(OsStr::from_bytes(&self.image))
+        path(&self.image)
+    }
+
+    /// Where each volume is in the guest, and where its file was, in the order of the disks.
+    pub(crate) fn volumes(&self) -> impl ExactSizeIterator<Item = (&Path, &Path)> {
+        self.volumes
+            .iter()
+            .map(|it| (path(&it.place), path(&it.file)))
     }
 
     pub(crate) fn settings(&self) -> Settings {
@@ -128,10 +147,26 @@ impl Guest {
             Ok(_) => return Err(GuestError::Damaged(None)),
             Err(error) => return Err(GuestError::Damaged(Some(error))),
         };
+        if guest.volumes.len() > MAX_VOLUMES {
+            return Err(GuestError::Volumes(guest.volumes.len()));
+        }
         // Nobody exchanges a hello with a clone: this is the one chance to find out.
         guest.hello().agree()?;
         Ok(guest)
     }
+}
+
+impl Volume {
+    fn of(volume: &ReadyVolume) -> Self {
+        Self {
+            place: volume.place.as_os_str().as_bytes().to_vec(),
+            file: volume.file.as_os_str().as_bytes().to_vec(),
+        }
+    }
+}
+
+fn path(bytes: &[u8]) -> &Path {
+    Path::new(OsStr::from_bytes(bytes))
 }
 
 #[cfg(test)]

@@ -70,6 +70,11 @@ impl Ingredients {
         let image = &prepared.image;
         let disk = prepared.assets.stamp(&image.file, &prepared.disk);
         self.add("image", &disk.map_err(unreadable)?);
+        // Where they are says the command line, in the same order.
+        for volume in &prepared.volumes {
+            let disk = prepared.assets.stamp(&volume.file, &volume.disk);
+            self.add("volume", &disk.map_err(unreadable)?);
+        }
         // Clones are told these, and what they say is in the recipe of a pack alone.
         self.add("languages", &format!("{:?}", image.languages));
         self.add("account", &format!("{:?}", image.account));

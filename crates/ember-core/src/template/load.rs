@@ -1,5 +1,6 @@
 //! Templates in files of the user's own.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use ember_snapshot::memory::MemoryHash;
@@ -16,6 +17,7 @@ use crate::size::ByteSize;
 #[derive(Debug, Clone, Default)]
 pub struct LoadOptions {
     pub(super) image: Option<PathBuf>,
+    pub(super) volumes: BTreeMap<PathBuf, PathBuf>,
     pub(super) kick_signal: Option<i32>,
     pub(super) placement: Option<Placement>,
     pub(super) memory: MemoryUse,
@@ -33,6 +35,14 @@ impl LoadOptions {
     #[must_use]
     pub fn image(mut self, path: impl Into<PathBuf>) -> Self {
         self.image = Some(path.into());
+        self
+    }
+
+    /// Where the file is of the volume that its guests have at `place`, if it has been moved. The
+    /// content has to be the same.
+    #[must_use]
+    pub fn volume(mut self, place: impl Into<PathBuf>, file: impl Into<PathBuf>) -> Self {
+        self.volumes.insert(place.into(), file.into());
         self
     }
 
@@ -98,7 +108,7 @@ impl Template {
         self.write(path.as_ref(), Form::Diff).await
     }
 
-    /// [Saves](Self::save) the template as a file that needs no other but the image.
+    /// [Saves](Self::save) the template as a file that needs no other but those of the image and the volumes.
     ///
     /// # Errors
     /// As for [`save`](Self::save).
@@ -119,7 +129,7 @@ impl Template {
     ///
     /// # Errors
     /// [`ErrorKind::Damaged`] if the file, or one that it depends on, is no template or not what was
-    /// written; [`ErrorKind::Unprepared`] if it cannot be read, or its image is not there;
+    /// written; [`ErrorKind::Unprepared`] if it cannot be read, or its image or a volume is not there;
     /// [`ErrorKind::HostUnsupported`] if this host cannot run it, with what it lacks.
     pub async fn load(path: impl AsRef<Path>) -> Result<Self, Error> {
         Self::load_with(path, LoadOptions::default()).await
@@ -128,7 +138,8 @@ impl Template {
     /// Loads the template from the file `path` as `options` say.
     ///
     /// # Errors
-    /// As for [`load`](Self::load), and [`ErrorKind::InvalidRequest`] for an image that is another.
+    /// As for [`load`](Self::load), and [`ErrorKind::InvalidRequest`] for an image or volume that is
+    /// another.
     pub async fn load_with(path: impl AsRef<Path>, options: LoadOptions) -> Result<Self, Error> {
         let path = path.as_ref().to_owned();
         let shells = options.shells;

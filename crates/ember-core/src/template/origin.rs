@@ -17,6 +17,8 @@ pub(crate) struct Origin {
     pub(crate) kernel: Option<Source>,
     /// What is on its disk.
     pub(crate) image: Source,
+    /// What is on those of its volumes, in their order.
+    pub(crate) volumes: Vec<Source>,
     /// All else, for people.
     pub(crate) built_from: BTreeMap<String, String>,
 }

@@ -12,7 +12,6 @@ use ember_guest::host::{Agent, Error as AgentError};
 use ember_guest::protocol::ErrorCode;
 use ember_snapshot::pager::PagerOptions;
 use ember_snapshot::state::DeviceState;
-use ember_vmm::devices::virtio::block::BlockConfig;
 use ember_vmm::devices::virtio::vsock::VsockConfig;
 use ember_vmm::{RestoreConfig, Vm};
 use ember_worker::host::{self, Pages, RemoteVm, Workers};
@@ -23,8 +22,9 @@ use crate::backing::Backing;
 use crate::error::{Error, ErrorKind};
 use crate::placement::Place;
 use crate::sandbox::Sandbox;
-use crate::sandbox::builder::{AGENT_PORT, build_error, building, channel, random, read_only_disk};
+use crate::sandbox::builder::{AGENT_PORT, build_error, building, channel, random};
 use crate::sandbox::cap::CapWatch;
+use crate::sandbox::disks::{block_configs, read_only_disk};
 use crate::sandbox::machine::{Line, Machine};
 use crate::sandbox::vm::GuestVm;
 
@@ -204,10 +204,6 @@ pub(super) fn pages(template: &Inner) -> Pages {
 /// A clone in this process, and the host's end of its channel.
 fn here(template: &Inner, pages: Pages) -> Result<(GuestVm, UnixStream), Error> {
     let fixture = &template.fixture;
-    let disk = fixture
-        .disk
-        .try_clone()
-        .map_err(Error::of_host("cannot use the image's file once more"))?;
     let backing = match pages {
         Pages::Mapped => ember_vmm::Backing::Mapped,
         Pages::OnDemand { window } => ember_vmm::Backing::Paged {
@@ -219,7 +215,7 @@ fn here(template: &Inner, pages: Pages) -> Result<(GuestVm, UnixStream), Error> 
         },
     };
     let mut config = RestoreConfig {
-        disks: vec![BlockConfig::read_only(disk)],
+        disks: block_configs(fixture.disks())?,
         vsock: VsockConfig {
             carried_ports: vec![AGENT_PORT],
             ..VsockConfig::default()
@@ -264,7 +260,7 @@ fn in_worker(
             .virtio
             .iter()
             .any(|device| matches!(device.device, DeviceState::Balloon(_))),
-        disks: vec![read_only_disk(&template.fixture.disk)],
+        disks: template.fixture.disks().map(read_only_disk).collect(),
         pages,
         mergeable: template.fixture.memory.mergeable,
         channel,

@@ -11,6 +11,7 @@
 //! the export table.
 
 mod metadata;
+mod superblock;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -21,9 +22,10 @@ use std::sync::Arc;
 use super::spool::Spooled;
 use super::tree::{Entry, Node};
 use metadata::{Metadata, Reference};
+pub(crate) use superblock::{NotSquashfs, recognise};
 
 const MAGIC: u32 = 0x7371_7368;
-const SUPERBLOCK_SIZE: u64 = 96;
+pub(crate) const SUPERBLOCK_SIZE: u64 = 96;
 const BLOCK_LOG: u16 = 17;
 const BLOCK_SIZE: usize = 1 << BLOCK_LOG;
 const COMPRESSOR_LZ4: u16 = 5;

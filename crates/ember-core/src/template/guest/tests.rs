@@ -43,11 +43,15 @@ fn guest() -> Guest {
         timeout: Some(Duration::from_millis(1500)),
         output_limit: 1 << 20,
         runners: vec!["python".to_owned()],
+        volumes: vec![Volume {
+            place: b"/v".to_vec(),
+            file: b"/f".to_vec(),
+        }],
     }
 }
 
 /// Templates on disk have this: do not just update it, but raise `VERSION`.
-const GOLDEN: &[u8] = b"\x04\0\
+const GOLDEN: &[u8] = b"\x05\0\
     \x02\x02\x07\x05ember\
     \x02/a\
     \x01\x06python\x01\x02py\x01\x02py\x01\x07python3\x01\x043.11\x01\x07python3\
@@ -56,7 +60,8 @@ const GOLDEN: &[u8] = b"\x04\0\
     \x01\x02/e\x01\x01a\x01\x01N\x01v\x01\x01u\x01\x02/d\
     \x01\x01\x80\xca\xb5\xee\x01\
     \x80\x80\x40\
-    \x01\x06python";
+    \x01\x06python\
+    \x01\x02/v\x02/f";
 
 #[test]
 fn the_section_is_written_as_it_always_was() {
@@ -74,18 +79,27 @@ fn what_is_no_section_is_refused() {
         Guest::decode(&longer),
         Err(GuestError::Damaged(None))
     ));
-    let other = [b"\x05\0", &GOLDEN[2..]].concat();
+    let other = [b"\x06\0", &GOLDEN[2..]].concat();
     assert!(matches!(
         Guest::decode(&other),
-        Err(GuestError::Version { found: 5 })
+        Err(GuestError::Version { found: 6 })
     ));
     assert!(matches!(
         Guest::decode(&vec![1; LIMIT + 1]),
         Err(GuestError::TooLarge(_))
     ));
 
-    // An agent that speaks only what this host does not.
     let mut guest = guest();
+    guest.volumes = vec![guest.volumes[0].clone(); MAX_VOLUMES];
+    Guest::decode(&guest.encode().unwrap()).unwrap();
+    guest.volumes.push(guest.volumes[0].clone());
+    assert!(matches!(
+        Guest::decode(&guest.encode().unwrap()),
+        Err(GuestError::Volumes(9))
+    ));
+    guest.volumes.clear();
+
+    // An agent that speaks only what this host does not.
     (guest.agent.min_version, guest.agent.version) = (u16::MAX - 1, u16::MAX);
     let error = Guest::decode(&guest.encode().unwrap()).unwrap_err();
     assert!(matches!(error, GuestError::Agent(_)), "{error}");

@@ -8,13 +8,15 @@ use ember_guest::host::{Command, Stdin};
 use super::*;
 use crate::assets::Assets;
 use crate::template::builder::{Plan, Step};
-use crate::{Account, ByteSize, Code, Image, Kernel, Language, Sandbox};
+use crate::{Account, ByteSize, Code, Image, Kernel, Language, Sandbox, Volume};
 
 /// What a template is made from, to be changed one thing at a time.
 struct Inputs {
     directory: PathBuf,
     kernel: &'static str,
     image: &'static str,
+    /// Where each is, and its file.
+    volumes: &'static [(&'static str, &'static str)],
     builder: fn(SandboxBuilder) -> SandboxBuilder,
     command_line: Option<&'static str>,
     modules: &'static [&'static str],
@@ -30,6 +32,7 @@ fn inputs(directory: &Path) -> Inputs {
         directory: directory.to_owned(),
         kernel: "kernel",
         image: "image",
+        volumes: &[("/a", "volume"), ("/b", "volume2")],
         builder: |builder| builder,
         command_line: None,
         modules: &["a.ko", "b.ko"],
@@ -55,7 +58,10 @@ impl Inputs {
         let builder = Sandbox::builder(Image::file(at(self.image)))
             .kernel(Kernel::file(at(self.kernel)))
             .assets(Assets::at(at("cache")));
-        let builder = (self.builder)(builder);
+        let mut builder = (self.builder)(builder);
+        for (place, file) in self.volumes {
+            builder = builder.volume(place, Volume::file(at(file)));
+        }
         let mut prepared = builder.prepare().unwrap();
         if let Some(command_line) = self.command_line {
             prepared.command_line = command_line.to_owned();
@@ -94,7 +100,19 @@ fn directory() -> tempfile::TempDir {
     ] {
         fs::write(directory.path().join(name), "the same").unwrap();
     }
+    for name in ["volume", "volume2"] {
+        fs::write(directory.path().join(name), squashfs("the same")).unwrap();
+    }
     directory
+}
+
+/// What begins as a squashfs does.
+fn squashfs(contents: &str) -> Vec<u8> {
+    let mut file = vec![0; 512];
+    file[..4].copy_from_slice(b"hsqs");
+    file[28] = 4;
+    file[96..96 + contents.len()].copy_from_slice(contents.as_bytes());
+    file
 }
 
 #[test]
@@ -124,6 +142,15 @@ fn each_thing_that_goes_into_a_template_changes_its_key() {
     };
     changed("kernel", with(&|inputs| inputs.kernel = "kernel2"));
     changed("image", with(&|inputs| inputs.image = "image2"));
+    changed("no volumes", with(&|inputs| inputs.volumes = &[]));
+    changed(
+        "volumes' files",
+        with(&|inputs| inputs.volumes = &[("/a", "volume2"), ("/b", "volume")]),
+    );
+    changed(
+        "volume's place",
+        with(&|inputs| inputs.volumes = &[("/a", "volume"), ("/c", "volume2")]),
+    );
     changed(
         "vcpus",
         with(&|inputs| inputs.builder = |builder| builder.vcpus(2)),
@@ -204,6 +231,8 @@ fn each_thing_that_goes_into_a_template_changes_its_key() {
     changed("kernel's content", with(&|_| {}));
     fs::write(directory.path().join("image"), "of same").unwrap();
     changed("image's content", with(&|_| {}));
+    fs::write(directory.path().join("volume2"), squashfs("of same")).unwrap();
+    changed("volume's content", with(&|_| {}));
 }
 
 #[test]

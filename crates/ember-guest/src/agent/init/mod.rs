@@ -7,6 +7,7 @@ mod modules;
 mod mounts;
 mod parameters;
 mod power;
+mod volumes;
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -24,6 +25,7 @@ use super::server::{Agent, End, Hooks};
 use super::sys;
 use super::tree::Trees;
 use parameters::{ParameterError, Parameters};
+use volumes::VolumeProblem;
 
 /// The host's address on every vsock (vsock(7)).
 const HOST: u32 = 2;
@@ -65,12 +67,18 @@ enum BootError {
     #[error("cannot make {} the root directory: {}", path.display(), errno.desc())]
     SwitchRoot { path: PathBuf, errno: Errno },
     #[error(
-        "the root device {} did not appear within {seconds} s: is it attached, and is its driver \
+        "the block device {} did not appear within {seconds} s: is it attached, and is its driver \
          built in or among the modules of the initramfs?", device.display()
     )]
-    NoRootDevice { device: PathBuf, seconds: u64 },
+    NoDevice { device: PathBuf, seconds: u64 },
     #[error("no file system that the kernel knows is on {} (tried: {tried})", device.display())]
     RootType { device: PathBuf, tried: String },
+    #[error("the volume {} cannot be mounted on {}: {problem}", device.display(), target.display())]
+    Volume {
+        device: PathBuf,
+        target: PathBuf,
+        problem: VolumeProblem,
+    },
     #[error("cannot read {}: {source}", path.display())]
     Read { path: PathBuf, source: io::Error },
     #[error("cannot make {}: {source}", path.display())]
@@ -129,6 +137,8 @@ fn live() -> Result<(), BootError> {
         mounts::switch_to(root, &parameters)?;
     }
     let cgroups = mounts::late(parameters.root.is_some())?;
+    // After all that they can be in, and before anybody can look.
+    volumes::mount_all(&parameters.volumes)?;
     mounts::share()?;
 
     let trees = match cgroups {

@@ -24,7 +24,7 @@ const ROOT_TYPES: [(&str, Option<&str>); 3] = [
     ("erofs", None),
     ("ext4", Some("noload")),
 ];
-/// How long the root device may take to appear, and how often it is looked for. Drivers find their
+/// How long a device may take to appear, and how often it is looked for. Drivers find their
 /// devices while they are loaded, so it is nearly always there at once.
 const DEVICE_WAIT: Duration = Duration::from_secs(10);
 const DEVICE_STEP: Duration = Duration::from_micros(500);
@@ -158,7 +158,7 @@ pub(super) fn favour_changing_cgroups() -> Result<(), Errno> {
 }
 
 /// Waits until a block device can be opened.
-fn wait_for(device: &Path) -> Result<(), BootError> {
+pub(super) fn wait_for(device: &Path) -> Result<(), BootError> {
     let end = Instant::now() + DEVICE_WAIT;
     loop {
         match File::open(device) {
@@ -166,7 +166,7 @@ fn wait_for(device: &Path) -> Result<(), BootError> {
             Err(_) if Instant::now() < end => std::thread::sleep(DEVICE_STEP),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let seconds = DEVICE_WAIT.as_secs();
-                return Err(BootError::NoRootDevice {
+                return Err(BootError::NoDevice {
                     device: device.to_owned(),
                     seconds,
                 });
@@ -294,11 +294,12 @@ fn relocate(from: &str, to: &str) -> Result<(), BootError> {
     })
 }
 
-fn directory(path: &str, mode: u32) -> Result<(), BootError> {
+pub(super) fn directory(path: impl AsRef<Path>, mode: u32) -> Result<(), BootError> {
+    let path = path.as_ref();
     match DirBuilder::new().recursive(true).mode(mode).create(path) {
         Ok(()) => Ok(()),
         Err(source) => Err(BootError::Create {
-            path: path.into(),
+            path: path.to_owned(),
             source,
         }),
     }

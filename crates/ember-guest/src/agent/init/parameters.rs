@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::volumes;
+
 /// Linux's `HOST_NAME_MAX`.
 const MAX_HOSTNAME: usize = 64;
 
@@ -19,6 +21,8 @@ pub(super) struct Parameters {
     pub(super) overlay: String,
     /// `ember.hostname`.
     pub(super) hostname: Option<String>,
+    /// `ember.volume`: the block device of each volume, and the path that it is at.
+    pub(super) volumes: Vec<(PathBuf, PathBuf)>,
 }
 
 /// A parameter that cannot be.
@@ -31,8 +35,8 @@ pub(super) struct ParameterError {
 }
 
 impl Parameters {
-    /// Reads `/proc/cmdline`. The last setting of a parameter counts, as for the kernel; what is
-    /// not the agent's is left alone.
+    /// Reads `/proc/cmdline`. The last setting of a parameter counts, as for the kernel, but for
+    /// volumes, of which there can be several; what is not the agent's is left alone.
     pub(super) fn parse(line: &[u8]) -> Result<Self, ParameterError> {
         let line = String::from_utf8_lossy(line);
         let mut parameters = Self {
@@ -41,6 +45,7 @@ impl Parameters {
             port: 1024,
             overlay: "50%".to_owned(),
             hostname: None,
+            volumes: Vec::new(),
         };
         for word in line.split_ascii_whitespace() {
             let Some((name, value)) = word.split_once('=') else {
@@ -72,6 +77,10 @@ impl Parameters {
                     parameters.hostname = Some(value.to_owned());
                 }
                 "hostname" => return refuse("a host name of letters, digits, dots and hyphens"),
+                "volume" => match volumes::parse(value) {
+                    Some(volume) => parameters.volumes.push(volume),
+                    None => return refuse("a block device and, behind a colon, an absolute path"),
+                },
                 _ => {}
             }
         }
@@ -100,7 +109,8 @@ mod tests {
     #[test]
     fn a_usual_line() {
         let line = b"console=ttyS0 quiet ember.root=/dev/vda ember.port=5000 ember.overlay=64m \
-            ember.hostname=box-1 ember.rootfstype=erofs root=/dev/sda\n";
+            ember.hostname=box-1 ember.volume=/dev/vdb:/a%20b ember.rootfstype=erofs \
+            ember.volume=/dev/vdc:/c root=/dev/sda\n";
         let parameters = Parameters::parse(line).unwrap();
         let expected = Parameters {
             root: Some("/dev/vda".into()),
@@ -108,6 +118,10 @@ mod tests {
             port: 5000,
             overlay: "64m".into(),
             hostname: Some("box-1".into()),
+            volumes: vec![
+                ("/dev/vdb".into(), "/a b".into()),
+                ("/dev/vdc".into(), "/c".into()),
+            ],
         };
         assert_eq!(parameters, expected);
     }
@@ -143,6 +157,8 @@ mod tests {
             "ember.hostname=",
             "ember.hostname=a/b",
             "ember.rootfstype=a,b",
+            "ember.volume=/dev/vdb",
+            "ember.volume=/dev/vdb:data",
         ] {
             refused(line);
         }
