@@ -10,6 +10,20 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
+/// No interpreter and no relocation: the kernel maps it and jumps to it. What is the same is there once
+/// (the toolchain's linker is LLVM's): each byte is copied thrice before it runs.
+const FLAGS: &[&str] = &[
+    "-Ctarget-feature=+crt-static",
+    "-Crelocation-model=static",
+    "-Cforce-unwind-tables=no",
+    "-Clink-arg=-Wl,--icf=all",
+    "-Clink-arg=-Wl,--no-eh-frame-hdr",
+];
+
+/// What the standard library and the C library bring for unwinding, a tenth of the program, is left
+/// out: nothing in it unwinds. `INSERT` leaves everything else as it is without a script.
+const LINKER_SCRIPT: &str = "SECTIONS { /DISCARD/ : { *(.eh_frame) } } INSERT AFTER .rodata;\n";
+
 fn main() -> Result<(), Box<dyn Error>> {
     for path in [
         "build.rs",
@@ -28,6 +42,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let target = env::var("TARGET")?;
     let directory = out.join("agent-target");
+
+    let script = out.join("agent.ld");
+    fs::write(&script, LINKER_SCRIPT)?;
+    let script = script.to_str().ok_or("OUT_DIR is no text")?;
+    let script = format!("-Clink-arg={script}");
+    let flags = [FLAGS, &["-Clink-arg=-T", &script]].concat();
 
     let mut cargo = Command::new(env::var_os("CARGO").ok_or("CARGO is not set")?);
     // What the outer build was told is not meant for the agent.
@@ -79,13 +99,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .env("CARGO_PROFILE_RELEASE_PANIC", "abort")
         .env("CARGO_PROFILE_RELEASE_STRIP", "symbols")
         .env("CARGO_PROFILE_RELEASE_DEBUG", "false")
-        // No interpreter and no relocation: the kernel maps it and jumps to it. What is the same is
-        // there once (the toolchain's linker is LLVM's): each byte is copied thrice before it runs.
-        .env(
-            "CARGO_ENCODED_RUSTFLAGS",
-            "-Ctarget-feature=+crt-static\x1f-Crelocation-model=static\x1f\
-             -Cforce-unwind-tables=no\x1f-Clink-arg=-Wl,--icf=all",
-        );
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
     let status = cargo
         .status()
         .map_err(|error| format!("cannot run cargo: {error}"))?;
