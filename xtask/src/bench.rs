@@ -46,7 +46,11 @@ pub(crate) fn run(names: &[String]) -> Result<u8> {
     let mut failed = Vec::new();
     for group in groups {
         match measure(&benches.executable, &group) {
-            Ok(measured) => {
+            Ok(Measured::Interrupted(status)) => {
+                say!("interrupted: what was measured before is kept");
+                return Ok(status);
+            }
+            Ok(Measured::Figures(measured)) => {
                 // What there is is kept, whatever becomes of the others.
                 save(&measured, &path)?;
                 figures.extend(measured);
@@ -67,12 +71,19 @@ pub(crate) fn run(names: &[String]) -> Result<u8> {
     Ok(0)
 }
 
+/// What came of measuring a group.
+enum Measured {
+    Figures(Vec<Value>),
+    /// Somebody wants all of it to end, which it has with this status.
+    Interrupted(u8),
+}
+
 /// The figures of one group, measured in a lab of their own.
 ///
 /// QEMU's nested virtualization can deliver an interrupt twice, after which a guest stands still or
 /// dies; what keeps it from doing so is in the figures of the groups that ask for it (docs/lab.md). One
 /// of the others that fails or comes to no end is measured again.
-fn measure(benches: &Path, group: &Group) -> Result<Vec<Value>> {
+fn measure(benches: &Path, group: &Group) -> Result<Measured> {
     let mut command = vec![benches.as_os_str().to_owned()];
     command.extend(group.names.iter().map(Into::into));
     let job = Job {
@@ -93,9 +104,12 @@ fn measure(benches: &Path, group: &Group) -> Result<Vec<Value>> {
         let exit = lab::run(&machine, &job, &mut collected)?;
         let figures = collected.figures();
         if exit.status == 0 && !figures.is_empty() {
-            return Ok(figures);
+            return Ok(Measured::Figures(figures));
         }
-        if attempt == ATTEMPTS || INTERRUPTED.contains(&exit.status) {
+        if INTERRUPTED.contains(&exit.status) {
+            return Ok(Measured::Interrupted(exit.status));
+        }
+        if attempt == ATTEMPTS {
             bail!(
                 "the benches ended with status {}, attempt {attempt}",
                 exit.status
