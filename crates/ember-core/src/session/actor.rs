@@ -46,6 +46,9 @@ struct Current {
     begun: Instant,
     deadline: Option<Instant>,
     interrupted: Option<Cause>,
+    /// It is interrupted once more then: an interpreter that was just about to begin with the cell
+    /// may have missed the first.
+    remind_at: Option<Instant>,
     /// It has to have listened by then.
     kill_at: Option<Instant>,
     has_failed: bool,
@@ -174,6 +177,7 @@ impl Actor {
             begun: Instant::now(),
             deadline: after(timeout),
             interrupted: None,
+            remind_at: None,
             kill_at: None,
             has_failed: false,
         }
@@ -187,9 +191,14 @@ impl Actor {
         let mut decoder = SessionDecoder::default();
         let mut buffer = vec![0; MAX_SESSION_PART];
         loop {
-            let (deadline, kill_at, is_behind) = match current {
-                Some(it) => (it.deadline, it.kill_at, !it.pending.is_empty()),
-                None => (None, None, false),
+            let (deadline, remind_at, kill_at, is_behind) = match current {
+                Some(it) => (
+                    it.deadline,
+                    it.remind_at,
+                    it.kill_at,
+                    !it.pending.is_empty(),
+                ),
+                None => (None, None, None, false),
             };
             let idle = clock.idle.filter(|_| current.is_none());
             tokio::select! {
@@ -210,6 +219,10 @@ impl Actor {
                 () = until(clock.time_to_live) => return (SessionEnd::TimeToLive, None),
                 () = until(idle) => return (SessionEnd::Idle, None),
                 () = until(kill_at) => return (SessionEnd::Deaf, None),
+                () = until(remind_at) => if let Some(current) = current {
+                    current.remind_at = None;
+                    let _ = self.requests.send(frame(&SessionFrame::Interrupt));
+                },
                 () = until(deadline) => if let Some(current) = current {
                     current.deadline = None;
                     self.interrupt(current, Cause::Timeout);
@@ -365,6 +378,7 @@ impl Actor {
         }
         // Who asks for it decides what to do if it does not help.
         if cause != Cause::Caller && current.kill_at.is_none() {
+            current.remind_at = after(Some(self.timing.patience / 2));
             current.kill_at = after(Some(self.timing.patience));
         }
         let _ = self.requests.send(frame(&SessionFrame::Interrupt));

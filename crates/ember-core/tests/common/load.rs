@@ -53,7 +53,7 @@ async fn read_lines(output: ProcessOutput) -> u64 {
 }
 
 /// Saves a guest of `vcpus` processors `rounds` times while it works, and has a clone of it go on
-/// each time.
+/// each time, while it stands still.
 pub(crate) fn snapshots_of_a_busy_guest_lose_nothing(vcpus: u8, rounds: usize) {
     runtime().block_on(async {
         let template = Template::builder(Image::pack("python"))
@@ -77,8 +77,11 @@ pub(crate) fn snapshots_of_a_busy_guest_lose_nothing(vcpus: u8, rounds: usize) {
             } else {
                 parent.snapshot().await.unwrap().fork().await.unwrap()
             };
+            // The clone has the lab's processor to itself for what is asked of it.
+            parent.pause().await.unwrap();
             gets_on(&clone, &format!("the clone of round {round}")).await;
             clone.close().await;
+            parent.resume().await.unwrap();
             if round % 20 == 19 {
                 ember_leak::progress(&format!("saved at work: {} of {rounds}", round + 1));
             }
