@@ -50,6 +50,7 @@ fn a_clone_that_copies_more_than_it_may_is_ended() {
             .kernel(Kernel::tuned())
             .memory(ByteSize::mib(160))
             .memory_cap(CAP)
+            .working_set(false)
             .cached(false)
             .build()
             .await

@@ -21,6 +21,7 @@ fn builder() -> TemplateBuilder {
     Template::builder(Image::pack("python"))
         .kernel(Kernel::tuned())
         .memory(ByteSize::mib(128))
+        .working_set(false)
         .cached(false)
 }
 

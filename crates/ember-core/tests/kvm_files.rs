@@ -26,6 +26,7 @@ fn shared(test: impl AsyncFnOnce(&Sandbox)) {
             let built = Template::builder(Image::pack("python"))
                 .memory(ByteSize::mib(192))
                 .warm_up(Code::python(""))
+                .working_set(false)
                 .build();
             let _ = TEMPLATE.set(built.await.unwrap());
         }

@@ -109,6 +109,7 @@ fn programs_reach_nothing_but_their_own() {
         let template = Template::builder(Image::pack("python"))
             .memory(ByteSize::mib(192))
             .warm_up(Code::python(""))
+            .working_set(false)
             .build()
             .await
             .unwrap();

@@ -36,6 +36,7 @@ async fn template() -> Template {
         .vcpus(2)
         .memory(ByteSize::mib(160))
         .timeout(Duration::from_secs(60))
+        .working_set(false)
         .warm_up(Code::python(""))
         .build()
         .await

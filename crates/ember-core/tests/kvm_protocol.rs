@@ -103,6 +103,7 @@ fn clients_are_answered_as_the_protocol_says() {
         let template = Template::builder(Image::pack("python"))
             .placement(Placement::InProcess)
             .memory(ByteSize::mib(256))
+            .working_set(false)
             .build();
         let template = template.await.unwrap();
         let sandbox = template.fork().await.unwrap();

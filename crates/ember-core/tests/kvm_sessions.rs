@@ -21,6 +21,7 @@ fn shared(test: impl AsyncFnOnce(&Sandbox)) {
         if TEMPLATE.get().is_none() {
             let built = Template::builder(Image::pack("python"))
                 .memory(ByteSize::mib(192))
+                .working_set(false)
                 .build();
             let _ = TEMPLATE.set(built.await.unwrap());
         }

@@ -17,7 +17,9 @@ async fn run(session: &Session, code: &str) -> CellOutput {
 #[test]
 fn javascript_keeps_its_variables_and_can_be_interrupted() {
     runtime().block_on(async {
-        let template = Template::builder(Image::pack("javascript")).build();
+        let template = Template::builder(Image::pack("javascript"))
+            .working_set(false)
+            .build();
         let sandbox: Sandbox = template.await.unwrap().fork().await.unwrap();
         let session = sandbox.session(SessionOptions::new("js")).await.unwrap();
         run(&session, "let x = 6; const items = ['both']").await;
@@ -62,7 +64,9 @@ fn javascript_keeps_its_variables_and_can_be_interrupted() {
 #[test]
 fn bash_keeps_its_state_and_can_be_interrupted() {
     runtime().block_on(async {
-        let template = Template::builder(Image::pack("bash")).build();
+        let template = Template::builder(Image::pack("bash"))
+            .working_set(false)
+            .build();
         let sandbox: Sandbox = template.await.unwrap().fork().await.unwrap();
         let session = sandbox.session(SessionOptions::new("bash")).await.unwrap();
         let define =

@@ -19,6 +19,7 @@ fn builder() -> TemplateBuilder {
     Template::builder(Image::pack("python"))
         .kernel(Kernel::tuned())
         .memory(ByteSize::mib(192))
+        .working_set(false)
 }
 
 /// Asks `survivor.py` whether all it holds still works.

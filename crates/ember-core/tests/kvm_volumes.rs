@@ -62,6 +62,7 @@ impl Host {
         Template::builder(Image::pack("python"))
             .kernel(Kernel::tuned())
             .memory(ByteSize::mib(192))
+            .working_set(false)
             .assets(Assets::at(self.at("cache")).with_progress(progress))
             .volume("/data", Volume::directory(self.at("data")))
             .volume(WORDS, Volume::file(self.at("words.squashfs")))

@@ -30,6 +30,7 @@ pub struct TemplateBuilder {
     steps: Vec<Step>,
     shells: usize,
     cached: bool,
+    is_recorded: bool,
     memory: MemoryUse,
 }
 
@@ -47,6 +48,7 @@ impl TemplateBuilder {
             steps: Vec::new(),
             shells: 0,
             cached: true,
+            is_recorded: true,
             memory: MemoryUse::default(),
         }
     }
@@ -191,6 +193,16 @@ impl TemplateBuilder {
         self
     }
 
+    /// Whether it is recorded what clones touch first, so that those that are kept ready have it
+    /// already, and the others find what they only read in huge pages: it is if not said. It takes two
+    /// clones when the template is built, which answer and run an empty program. A template that few
+    /// clones are made of is there sooner without.
+    #[must_use]
+    pub fn working_set(mut self, recorded: bool) -> Self {
+        self.is_recorded = recorded;
+        self
+    }
+
     /// Takes the template from the cache, or else boots the guest, warms it up and saves it.
     ///
     /// Several who want the same template, in this process or others, build it once. A cache that
@@ -209,12 +221,14 @@ impl TemplateBuilder {
             steps,
             shells,
             cached,
+            is_recorded,
             memory,
         } = self;
         memory.backing.check()?;
         let prepare = move || Plan::new(sandbox, steps);
         let mut plan = blocking("preparing a template", prepare).await?;
         plan.memory = memory;
+        plan.is_recorded = is_recorded;
         let inner = if cached {
             cache::find_or_build(plan).await?
         } else {
@@ -234,6 +248,8 @@ pub(super) struct Plan {
     summaries: Vec<String>,
     /// What its clones do with their memory.
     memory: MemoryUse,
+    /// Whether it is recorded what clones touch first.
+    pub(super) is_recorded: bool,
 }
 
 impl Plan {
@@ -269,6 +285,7 @@ impl Plan {
             programs,
             summaries,
             memory: MemoryUse::default(),
+            is_recorded: true,
         })
     }
 
@@ -334,6 +351,11 @@ impl Plan {
         inner.fixture.runners = languages;
         inner.fixture.memory = self.memory;
         sandbox.close().await;
+        if !self.is_recorded {
+            let (image, backing) = (inner.memory.image(), inner.fixture.memory.backing);
+            inner.ahead = working_set::ahead(image, backing, None)?;
+            return Ok(inner);
+        }
         let recorded = working_set::recorded(inner);
         progress
             .during("record what clones need first", recorded)

@@ -27,13 +27,16 @@ pub(super) async fn find_or_build(mut plan: Plan) -> Result<Inner, Error> {
         // Without KVM there is no template to be had: to boot one says so, and what to do.
         return plan.build().await;
     };
-    let ingredients = Ingredients::new(
+    let mut ingredients = Ingredients::new(
         &plan.sandbox,
         &plan.prepared,
         &plan.programs,
         &processor.to_string(),
         processor.features(),
     )?;
+    if !plan.is_recorded {
+        ingredients.without_working_set();
+    }
     let store = plan.prepared.assets.templates();
     let key = ingredients.key();
 

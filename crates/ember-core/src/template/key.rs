@@ -53,6 +53,11 @@ impl Ingredients {
         Ok(all)
     }
 
+    /// It is not recorded what clones touch first.
+    pub(super) fn without_working_set(&mut self) {
+        self.add("working set", &"none");
+    }
+
     fn files(&mut self, prepared: &Prepared) -> Result<(), Error> {
         let unreadable = |error| {
             let message = "cannot examine what a template is made from";

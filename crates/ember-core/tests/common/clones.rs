@@ -12,6 +12,7 @@ async fn template() -> Template {
     Template::builder(Image::pack("python"))
         .kernel(Kernel::tuned())
         .memory(ByteSize::mib(128))
+        .working_set(false)
         .cached(false)
         .build()
         .await
@@ -83,6 +84,7 @@ pub(crate) fn many_at_once_leave_nothing_behind(count: usize, draw: usize) {
     let template = Template::builder(Image::pack("python"))
         .kernel(Kernel::tuned())
         .memory(ByteSize::mib(128))
+        .working_set(false)
         .cached(false)
         .warm_up(Code::python(WARM));
     let template = runtime().block_on(template.build()).unwrap();

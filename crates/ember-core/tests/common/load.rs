@@ -60,6 +60,7 @@ pub(crate) fn snapshots_of_a_busy_guest_lose_nothing(vcpus: u8, rounds: usize) {
             .kernel(Kernel::tuned())
             .memory(ByteSize::mib(256))
             .vcpus(vcpus)
+            .working_set(false)
             .build()
             .await
             .unwrap();
