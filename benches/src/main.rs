@@ -39,7 +39,6 @@ const GROUPS: &[(&[&str], Measure)] = &[
         &["fork.result.python", "fork.result.python.again"],
         fork::python,
     ),
-    (&["fork.reply.crowd"], fork::crowd),
     (&["pool.acquire"], fork::pool),
     (&["livefork.pause"], fork::live),
     (&["clone.memory"], footprint::clones),
@@ -57,9 +56,10 @@ const GROUPS: &[(&[&str], Measure)] = &[
     ),
 ];
 
-/// The same of what is measured only when it is named: it needs packs that are large, and compilers
-/// take their time.
+/// The same of what is measured only when it is named: it takes its time, and languages need packs that
+/// are large.
 const ON_DEMAND: &[(&[&str], Measure)] = &[
+    (&["fork.reply.crowd"], fork::crowd),
     (&["language.bash.cold", "language.bash.result"], |runtime| {
         languages::measure(runtime, "bash")
     }),
