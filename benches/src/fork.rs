@@ -32,6 +32,15 @@ async fn sample(
     Ok(samples)
 }
 
+/// How long a clone takes to reply for which nothing was prepared.
+async fn cold_reply(template: &Template) -> Result<f64> {
+    let start = Instant::now();
+    let sandbox = template.fork().await?;
+    let elapsed = ms_since(start);
+    sandbox.close().await;
+    Ok(elapsed)
+}
+
 /// `fork.object.cold` and `fork.reply.cold`: nothing was prepared.
 pub(crate) fn cold(runtime: &Runtime) -> Result<Vec<Figure>> {
     runtime.block_on(async {
@@ -44,14 +53,7 @@ pub(crate) fn cold(runtime: &Runtime) -> Result<Vec<Figure>> {
             Ok(elapsed)
         })
         .await?;
-        let reply = sample(&template, async |template| {
-            let start = Instant::now();
-            let sandbox = template.fork().await?;
-            let elapsed = ms_since(start);
-            sandbox.close().await;
-            Ok(elapsed)
-        })
-        .await?;
+        let reply = sample(&template, cold_reply).await?;
         Ok(vec![
             Figure::of(
                 "fork.object.cold",
@@ -121,14 +123,7 @@ pub(crate) fn crowd(runtime: &Runtime) -> Result<Vec<Figure>> {
             for _ in 0..CROWD {
                 crowd.push(template.fork().await?);
             }
-            let samples = sample(&template, async |template| {
-                let start = Instant::now();
-                let sandbox = template.fork().await?;
-                let elapsed = ms_since(start);
-                sandbox.close().await;
-                Ok(elapsed)
-            })
-            .await?;
+            let samples = sample(&template, cold_reply).await?;
             let conditions = format!("{CONDITIONS}; {placement}, beside {CROWD} clones");
             figures.push(Figure::of(name, "reply", "ms", None, conditions, &samples));
             for clone in crowd {

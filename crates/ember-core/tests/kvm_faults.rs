@@ -75,6 +75,36 @@ fn assert_exhausted(error: &Error, what: &str) {
     assert_eq!(error.kind(), ErrorKind::Exhausted, "{what}: {error:?}");
 }
 
+/// Whether a clone was refused for want of `what`. One that was made answers, and is closed.
+async fn is_refused(made: Result<Sandbox, Error>, what: &str) -> bool {
+    match made {
+        Err(error) => {
+            assert_exhausted(&error, what);
+            true
+        }
+        Ok(clone) => {
+            says_something(&clone).await;
+            clone.close().await;
+            false
+        }
+    }
+}
+
+/// Clones with one more descriptor each time, so that it fails at each of its steps, until it does
+/// not; gives how often it was refused.
+async fn refused_here(template: &Template) -> u64 {
+    let mut more = 0;
+    while more < 60 {
+        let limit = settled_descriptors("self", more).await;
+        let made = with_at_most(Resource::Nofile, limit, template.fork()).await;
+        if !is_refused(made, &format!("{more} more descriptors")).await {
+            break;
+        }
+        more += 1;
+    }
+    more
+}
+
 #[test]
 fn a_clone_for_which_there_are_not_enough_descriptors_is_an_error_and_leaves_nothing() {
     ember_leak::isolated!(|| runtime().block_on(async {
@@ -84,20 +114,7 @@ fn a_clone_for_which_there_are_not_enough_descriptors_is_an_error_and_leaves_not
         template.fork().await.unwrap().close().await;
         let gate = gate();
 
-        let mut refused = 0;
-        // One more each time: it fails at each of its steps.
-        for more in 0..60 {
-            let limit = settled_descriptors("self", more).await;
-            match with_at_most(Resource::Nofile, limit, template.fork()).await {
-                Err(error) => assert_exhausted(&error, &format!("{more} more descriptors")),
-                Ok(clone) => {
-                    says_something(&clone).await;
-                    clone.close().await;
-                    break;
-                }
-            }
-            refused += 1;
-        }
+        let refused = refused_here(&template).await;
         assert!((10..60).contains(&refused), "{refused} were refused");
         gate.check().unwrap();
         says_something(&first).await;
@@ -140,19 +157,7 @@ fn a_worker_that_has_not_enough_descriptors_is_an_error_to_one_caller() {
         let gate = gate();
 
         // Here: each step of handing a guest over fails once.
-        let mut refused = 0;
-        for more in 0..60 {
-            let limit = settled_descriptors("self", more).await;
-            match with_at_most(Resource::Nofile, limit, template.fork()).await {
-                Err(error) => assert_exhausted(&error, &format!("{more} more descriptors")),
-                Ok(clone) => {
-                    says_something(&clone).await;
-                    clone.close().await;
-                    break;
-                }
-            }
-            refused += 1;
-        }
+        let refused = refused_here(&template).await;
         assert!((1..60).contains(&refused), "{refused} were refused");
 
         // There: each step of making it.
@@ -172,13 +177,9 @@ fn a_worker_that_has_not_enough_descriptors_is_an_error_to_one_caller() {
                 let usual = getrlimit(Resource::Nofile);
                 prlimit(Some(worker), Resource::Nofile, Rlimit { current, ..usual }).unwrap();
             }
-            match template.fork().await {
-                Err(error) => assert_exhausted(&error, &format!("{more} more in the worker")),
-                Ok(clone) => {
-                    says_something(&clone).await;
-                    clone.close().await;
-                    break;
-                }
+            let made = template.fork().await;
+            if !is_refused(made, &format!("{more} more in the worker")).await {
+                break;
             }
             refused += 1;
             // The others do not hear of it.

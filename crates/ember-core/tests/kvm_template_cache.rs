@@ -5,13 +5,13 @@ mod common;
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::{FileExt, symlink};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::runtime;
+use common::{runtime, use_kernels_and_images};
 use ember_core::{
     Assets, ByteSize, Code, Command, ErrorKind, Event, Image, Kernel, LoadOptions, Progress,
     Sandbox, Template, TemplateBuilder, Templates,
@@ -34,17 +34,10 @@ struct Cache {
 impl Cache {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        Self::link(directory.path());
+        use_kernels_and_images(directory.path());
         Self {
             directory,
             steps: Arc::default(),
-        }
-    }
-
-    fn link(directory: &Path) {
-        let user = Assets::of_user().unwrap();
-        for kind in ["kernels", "images"] {
-            symlink(user.directory().join(kind), directory.join(kind)).unwrap();
         }
     }
 

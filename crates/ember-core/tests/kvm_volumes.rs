@@ -4,12 +4,11 @@
 mod common;
 
 use std::fs;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use common::{builder, runtime};
+use common::{builder, runtime, use_kernels_and_images};
 use ember_core::{
     Assets, ByteSize, Code, Command, ErrorKind, Event, ForkOptions, Image, Kernel, LoadOptions,
     Placement, Progress, Sandbox, Template, TemplateBuilder, Volume,
@@ -31,10 +30,7 @@ impl Host {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         fs::create_dir_all(at("cache")).unwrap();
-        let user = Assets::of_user().unwrap();
-        for kind in ["kernels", "images"] {
-            symlink(user.directory().join(kind), at("cache").join(kind)).unwrap();
-        }
+        use_kernels_and_images(&at("cache"));
         fs::create_dir_all(at("data/deep/er")).unwrap();
         fs::write(at("data/a"), "one").unwrap();
         fs::write(at("data/deep/er/large"), large()).unwrap();

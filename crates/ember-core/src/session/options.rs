@@ -99,8 +99,8 @@ impl SessionOptions {
     }
 
     /// How long a cell may go on after its time was up and it was interrupted: two seconds if not
-    /// said. Halfway it is interrupted once more. One that does not listen has its interpreter ended, and the
-    /// session with it.
+    /// said. Halfway it is interrupted once more. One that does not listen has its interpreter ended,
+    /// and the session with it.
     pub fn patience(mut self, patience: Duration) -> Self {
         self.timing.patience = patience;
         self

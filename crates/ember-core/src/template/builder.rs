@@ -182,9 +182,9 @@ impl TemplateBuilder {
 
     /// Whether the template is looked for in the cache, and kept there: it is if not said.
     ///
-    /// It is found by everything that goes into it: the image, the volumes, the kernel and its command line, the
-    /// number of processors and the size of the memory, each step with all that it is given, the
-    /// agent, and this host's kind of processor. What a step fetches from elsewhere is not known
+    /// It is found by everything that goes into it: the image, the volumes, the kernel and its command
+    /// line, the number of processors and the size of the memory, each step with all that it is given,
+    /// the agent, and this host's kind of processor. What a step fetches from elsewhere is not known
     /// beforehand: a template that should fetch it anew has to be [removed](super::Templates), or
     /// not be cached.
     #[must_use]

@@ -108,7 +108,8 @@ impl Template {
         self.write(path.as_ref(), Form::Diff).await
     }
 
-    /// [Saves](Self::save) the template as a file that needs no other but those of the image and the volumes.
+    /// [Saves](Self::save) the template as a file that needs no other but those of the image and the
+    /// volumes.
     ///
     /// # Errors
     /// As for [`save`](Self::save).

@@ -6,15 +6,25 @@ pub(crate) mod cycles;
 pub(crate) mod load;
 pub(crate) mod programs;
 
+use std::os::unix::fs::symlink;
+use std::path::Path;
 use std::sync::{LazyLock, OnceLock};
 
-use ember_core::{ByteSize, Image, Kernel, Sandbox, SandboxBuilder};
+use ember_core::{Assets, ByteSize, Image, Kernel, Sandbox, SandboxBuilder};
 use tokio::runtime::Runtime;
 use tokio::sync::OnceCell;
 
 /// A sandbox of the Python pack, as small as it is quick to boot.
 pub(crate) fn builder() -> SandboxBuilder {
     Sandbox::builder(Image::pack("python")).memory(ByteSize::mib(192))
+}
+
+/// Has the cache in `directory` use this user's kernels and images; templates are its own.
+pub(crate) fn use_kernels_and_images(directory: &Path) {
+    let user = Assets::of_user().unwrap();
+    for kind in ["kernels", "images"] {
+        symlink(user.directory().join(kind), directory.join(kind)).unwrap();
+    }
 }
 
 pub(crate) fn runtime() -> Runtime {

@@ -29,7 +29,8 @@ pub(crate) enum NotSquashfs {
 
 /// Looks at how a file of `length` bytes begins.
 pub(crate) fn recognise(begin: &[u8], length: u64) -> Result<(), NotSquashfs> {
-    if begin.len() < SUPERBLOCK_SIZE as usize || number::<4>(begin, 0) != u64::from(MAGIC) {
+    let magic = u32::from_le_bytes(bytes(begin, 0));
+    if begin.len() < SUPERBLOCK_SIZE as usize || magic != MAGIC {
         return Err(NotSquashfs::Other);
     }
     let half = |at| u16::from_le_bytes(bytes(begin, at));
@@ -37,7 +38,7 @@ pub(crate) fn recognise(begin: &[u8], length: u64) -> Result<(), NotSquashfs> {
     if version != VERSION {
         return Err(NotSquashfs::Version(version.0, version.1));
     }
-    let used = number::<8>(begin, USED_AT);
+    let used = u64::from_le_bytes(bytes(begin, USED_AT));
     if used > length {
         return Err(NotSquashfs::Short { length, used });
     }
@@ -51,14 +52,6 @@ pub(crate) fn recognise(begin: &[u8], length: u64) -> Result<(), NotSquashfs> {
 fn bytes<const N: usize>(from: &[u8], at: usize) -> [u8; N] {
     let found = from.get(at..).and_then(|rest| rest.first_chunk());
     found.copied().unwrap_or([0; N])
-}
-
-fn number<const N: usize>(from: &[u8], at: usize) -> u64 {
-    let little = bytes::<N>(from, at);
-    little
-        .iter()
-        .rev()
-        .fold(0, |number, &byte| number << 8 | u64::from(byte))
 }
 
 #[cfg(test)]
