@@ -120,7 +120,7 @@ enum Command {
     },
     /// Run a list of test executables
     #[command(hide = true)]
-    RunSuites { list: PathBuf, results: PathBuf },
+    RunSuites,
 }
 
 fn main() -> ExitCode {
@@ -165,8 +165,8 @@ fn run(command: Command) -> Result<u8> {
         }
         Command::Test { selection } => test::test(&selection),
         Command::Stress { selection } => test::stress(&selection),
-        Command::RunSuites { list, results } => {
-            suites::run_list(&list, &results, &mut std::io::stdout()).map(|()| 0)
+        Command::RunSuites => {
+            suites::run_each(std::io::stdin().lock(), &mut std::io::stdout()).map(|()| 0)
         }
         Command::PrepareTests { ember } => test::prepare_beside(ember.as_deref()).map(|()| 0),
         Command::Quickstart => quickstart::run(),

@@ -1,8 +1,7 @@
 //! Running test executables, here or in the lab, and counting what they report.
 
-use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread;
@@ -57,6 +56,11 @@ impl Suite {
         self.name = format!("{} ({name}={value})", self.name);
         self.environment.push((name.to_owned(), value.to_owned()));
         self
+    }
+
+    /// For [`run_each`].
+    pub(crate) fn to_line(&self) -> String {
+        self.to_json().to_string()
     }
 
     fn to_json(&self) -> Value {
@@ -342,53 +346,33 @@ impl Lines {
     }
 }
 
-/// Writes suites to a file that [`run_list`] reads in the lab.
-pub(crate) fn write_list(suites: &[Suite], path: &Path) -> Result<()> {
-    let list: Vec<_> = suites.iter().map(Suite::to_json).collect();
-    fs::write(path, Value::from(list).to_string())
-        .with_context(|| format!("writing {}", path.display()))
-}
+/// What a report begins with where suites are run one after another for somebody else.
+const REPORT: &str = "suite reports: ";
 
-/// Runs the suites of a list; each one's report is in `results` as soon as it is known.
-pub(crate) fn run_list(list: &Path, results: &Path, out: &mut dyn Write) -> Result<()> {
-    let reading = || format!("reading {}", list.display());
-    let value: Value = serde_json::from_slice(&fs::read(list).with_context(reading)?)?;
-    let suites = value
-        .as_array()
-        .with_context(reading)?
-        .iter()
-        .filter_map(Suite::from_json);
-    let mut file =
-        fs::File::create(results).with_context(|| format!("creating {}", results.display()))?;
-    for suite in suites {
+/// Runs the suites that `input` names, a line each ([`Suite::to_line`]). Each one's report follows
+/// what it printed ([`report_in`]).
+pub(crate) fn run_each(input: impl BufRead, out: &mut dyn Write) -> Result<()> {
+    for line in input.lines() {
+        let line = line.context("reading which suite is next")?;
+        let value: Value = serde_json::from_str(&line).context("reading which suite is next")?;
+        let suite = Suite::from_json(&value).with_context(|| format!("no suite: {line}"))?;
         let report = run(&suite, out);
-        writeln!(
-            file,
-            "{}",
-            json!({"suite": suite.name, "report": report.to_json()})
-        )?;
+        let report = json!({"suite": suite.name, "report": report.to_json()});
+        // In one piece, whoever else writes.
+        out.write_all(format!("{REPORT}{report}\n").as_bytes())?;
+        out.flush()?;
     }
     Ok(())
 }
 
-/// The reports that [`run_list`] left for `suites`; one that is missing has failed.
-pub(crate) fn read_results(suites: &[Suite], results: &Path) -> Report {
-    let text = fs::read_to_string(results).unwrap_or_default();
-    let values: Vec<Value> = text
-        .lines()
-        .filter_map(|line| serde_json::from_str(line).ok())
-        .collect();
-    let mut total = Report::default();
-    for suite in suites {
-        let value = values
-            .iter()
-            .find(|value| value["suite"] == suite.name.as_str());
-        let report = value.and_then(|value| Report::from_json(&value["report"]));
-        total.add(report.unwrap_or_else(|| {
-            Report::single(&format!("{} (it did not report)", suite.name), false)
-        }));
-    }
-    total
+/// The report of `suite` in this line, and where in the line: something that was printed without an
+/// end of line may come before it.
+pub(crate) fn report_in(line: &str, suite: &Suite) -> Option<(usize, Report)> {
+    let at = line.find(REPORT)?;
+    let value: Value = serde_json::from_str(&line[at + REPORT.len()..]).ok()?;
+    let is_its = value["suite"] == suite.name.as_str();
+    let report = is_its.then(|| Report::from_json(&value["report"]))??;
+    Some((at, report))
 }
 
 #[cfg(test)]

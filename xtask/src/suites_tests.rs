@@ -85,21 +85,32 @@ fn an_executable_without_a_harness_is_one_test() {
 }
 
 #[test]
-fn results_cross_a_file_and_what_is_missing_has_failed() {
-    let directory =
-        crate::dirs::Scratch::below(&std::env::temp_dir().join("ember-suites")).unwrap();
-    let (list, results) = (
-        directory.path().join("list"),
-        directory.path().join("results"),
-    );
-    let good = suite("echo 'test result: ok. 5 passed; 0 failed; 0 ignored'");
-    let silent = Suite {
+fn suites_are_named_line_by_line_and_report_where_they_print() {
+    let good = suite("echo 'test result: ok. 5 passed; 0 failed; 0 ignored'; printf unfinished");
+    let bad = Suite {
         name: "p::other".to_owned(),
-        ..good.clone()
+        ..suite("echo broken; exit 3")
     };
-    write_list(std::slice::from_ref(&good), &list).unwrap();
-    run_list(&list, &results, &mut std::io::sink()).unwrap();
-    let report = read_results(&[good, silent], &results);
-    assert_eq!((report.passed, report.failed), (5, 1));
-    assert_eq!(report.failures, ["p::other (it did not report)"]);
+    let mut printed = Vec::new();
+    let input = format!("{}\n{}\n", good.to_line(), bad.to_line());
+    run_each(input.as_bytes(), &mut printed).unwrap();
+    let printed = String::from_utf8(printed).unwrap();
+    let of = |suite| {
+        let mut found = printed.lines().filter_map(|line| report_in(line, suite));
+        let (at, report) = found.next().unwrap();
+        assert!(found.next().is_none(), "{printed}");
+        (at, report.passed, report.failures)
+    };
+    assert_eq!(of(&good), (0, 5, vec![]), "{printed}");
+    assert_eq!(of(&bad), (0, 0, vec!["p::other".to_owned()]), "{printed}");
+    let cut = format!("unfinished{REPORT}{{\"suite\":\"p::other\",\"repo");
+    assert_eq!(report_in(&cut, &bad), None);
+    let line = printed
+        .lines()
+        .find(|line| line.starts_with(REPORT))
+        .unwrap();
+    let (at, _) = report_in(&format!("unfinished{line}"), &good).unwrap();
+    assert_eq!(at, "unfinished".len());
+
+    run_each("nonsense\n".as_bytes(), &mut std::io::sink()).unwrap_err();
 }

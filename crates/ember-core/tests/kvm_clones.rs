@@ -3,9 +3,15 @@
 
 mod common;
 
+use ember_core::Backing;
+
+/// In huge pages, with which a clone costs the least where there are no processors for VMs.
 #[test]
 fn clones_one_after_another_leave_nothing_behind() {
-    ember_leak::isolated!(|| common::clones::cycles_leave_nothing_behind(1_000));
+    ember_leak::isolated!(|| common::clones::cycles_leave_nothing_behind(
+        1_000,
+        Backing::HugePages
+    ));
 }
 
 #[test]

@@ -9,21 +9,10 @@ use std::fs;
 use std::process;
 use std::time::Duration;
 
-use common::runtime;
-use ember_core::{
-    Backing, ByteSize, Command, Error, ErrorKind, Image, Kernel, LoadOptions, Placement, Sandbox,
-    Template, TemplateBuilder,
-};
+use common::{runtime, template};
+use ember_core::{Backing, Command, Error, ErrorKind, LoadOptions, Placement, Sandbox, Template};
 use ember_leak::LeakGate;
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
-
-fn builder() -> TemplateBuilder {
-    Template::builder(Image::pack("python"))
-        .kernel(Kernel::tuned())
-        .memory(ByteSize::mib(128))
-        .working_set(false)
-        .cached(false)
-}
 
 /// The runtime's idle threads end after ten seconds.
 fn gate() -> LeakGate {
@@ -108,7 +97,7 @@ async fn refused_here(template: &Template) -> u64 {
 #[test]
 fn a_clone_for_which_there_are_not_enough_descriptors_is_an_error_and_leaves_nothing() {
     ember_leak::isolated!(|| runtime().block_on(async {
-        let template = builder().build().await.unwrap();
+        let template = template("bash").build().await.unwrap();
         let first = template.fork().await.unwrap();
         says_something(&first).await;
         template.fork().await.unwrap().close().await;
@@ -146,7 +135,7 @@ fn is_idle(worker: Pid) -> bool {
 #[test]
 fn a_worker_that_has_not_enough_descriptors_is_an_error_to_one_caller() {
     ember_leak::isolated!(|| runtime().block_on(async {
-        let template = builder()
+        let template = template("bash")
             .placement(Placement::Worker)
             .build()
             .await
@@ -248,7 +237,11 @@ fn equal_pages_are_merged_where_that_is_allowed_and_nowhere_else() {
         );
         let show = Command::from_argv(["sh", "-c", "sha256sum < /dev/shm/fill"]);
         for is_allowed in [false, true] {
-            let template = builder().mergeable(is_allowed).build().await.unwrap();
+            let template = template("bash")
+                .mergeable(is_allowed)
+                .build()
+                .await
+                .unwrap();
             let clones = template.fork_many(2).await.unwrap();
             let mut sums = Vec::new();
             for clone in &clones {
@@ -299,7 +292,7 @@ fn address_space() -> u64 {
 #[test]
 fn a_clone_for_which_there_is_not_enough_memory_is_an_error_and_leaves_nothing() {
     ember_leak::isolated!(|| runtime().block_on(async {
-        let template = builder().build().await.unwrap();
+        let template = template("bash").build().await.unwrap();
         // The runtime's threads, and their arenas, are there.
         let clones = template.fork_many(4).await.unwrap();
         for clone in clones {
@@ -327,7 +320,7 @@ fn a_disk_that_is_full_is_an_error_and_has_no_part_of_a_template() {
             .arg(directory.path())
             .status();
         assert!(mount.unwrap().success());
-        let template = builder().build().await.unwrap();
+        let template = template("bash").build().await.unwrap();
         let sandbox = template.fork().await.unwrap();
         let snapshot = sandbox.snapshot().await.unwrap();
         for template in [&template, &snapshot] {
@@ -352,7 +345,7 @@ fn each_backing_gives_clones_their_memory() {
     runtime().block_on(async {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("template");
-        let first = builder().build().await.unwrap();
+        let first = template("bash").build().await.unwrap();
         first.save_whole(&path).await.unwrap();
         let digest = first.digest().await.unwrap();
         for backing in [Backing::Mapped, Backing::HugePages, Backing::ON_DEMAND] {
@@ -390,7 +383,11 @@ fn each_backing_gives_clones_their_memory() {
             clone.close().await;
         }
         let wrong = Backing::OnDemand { window_pages: 3 };
-        let error = builder().backing(wrong).build().await.unwrap_err();
+        let error = common::template("bash")
+            .backing(wrong)
+            .build()
+            .await
+            .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidRequest, "{error:?}");
     });
 }

@@ -9,10 +9,9 @@ use std::path::Path;
 use std::sync::{LazyLock, OnceLock};
 use std::time::{Duration, Instant};
 
-use common::{builder, runtime};
+use common::{builder, runtime, template};
 use ember_core::{
-    ByteSize, Code, Command, Error, ErrorKind, FileChange, FileKind, Image, Placement, Sandbox,
-    Template, Verdict,
+    Code, Command, Error, ErrorKind, FileChange, FileKind, Placement, Sandbox, Template, Verdict,
 };
 use tokio::io::AsyncReadExt;
 use tokio::runtime::Runtime;
@@ -23,12 +22,8 @@ fn shared(test: impl AsyncFnOnce(&Sandbox)) {
     static RUNTIME: LazyLock<Runtime> = LazyLock::new(runtime);
     RUNTIME.block_on(async {
         if TEMPLATE.get().is_none() {
-            let built = Template::builder(Image::pack("python"))
-                .memory(ByteSize::mib(192))
-                .warm_up(Code::python(""))
-                .working_set(false)
-                .build();
-            let _ = TEMPLATE.set(built.await.unwrap());
+            let built = template("python").warm_up(Code::python("")).build().await;
+            let _ = TEMPLATE.set(built.unwrap());
         }
         let sandbox = TEMPLATE.get().unwrap().fork().await.unwrap();
         let start = Instant::now();

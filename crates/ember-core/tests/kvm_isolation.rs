@@ -3,8 +3,8 @@
 
 mod common;
 
-use common::runtime;
-use ember_core::{ByteSize, Code, Command, Image, Template};
+use common::{runtime, template};
+use ember_core::{Code, Command};
 
 /// Tries what a program must not be able to do, and says what it could.
 const BURGLAR: &str = r#"
@@ -106,13 +106,8 @@ fn check(what: &str, said: &str, root: bool) {
 #[test]
 fn programs_reach_nothing_but_their_own() {
     runtime().block_on(async {
-        let template = Template::builder(Image::pack("python"))
-            .memory(ByteSize::mib(192))
-            .warm_up(Code::python(""))
-            .working_set(false)
-            .build()
-            .await
-            .unwrap();
+        let template = template("python").warm_up(Code::python("")).build();
+        let template = template.await.unwrap();
         let sandbox = template.fork().await.unwrap();
         let confined = |user: &str| {
             Command::from_argv(["/usr/bin/python3", "-c", BURGLAR])

@@ -7,10 +7,8 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use common::runtime;
-use ember_core::{
-    ByteSize, ErrorKind, ForkOptions, Image, JsonProtocol, Placement, Sandbox, Template,
-};
+use common::{runtime, template};
+use ember_core::{ErrorKind, ForkOptions, Image, JsonProtocol, Placement, Sandbox};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -100,11 +98,7 @@ async fn until_there_are(sandbox: &Sandbox, script: &str, wanted: usize) {
 #[test]
 fn clients_are_answered_as_the_protocol_says() {
     runtime().block_on(async {
-        let template = Template::builder(Image::pack("python"))
-            .placement(Placement::InProcess)
-            .memory(ByteSize::mib(256))
-            .working_set(false)
-            .build();
+        let template = template("python").placement(Placement::InProcess).build();
         let template = template.await.unwrap();
         let sandbox = template.fork().await.unwrap();
 

@@ -6,10 +6,10 @@ mod common;
 use std::sync::{LazyLock, OnceLock};
 use std::time::{Duration, Instant};
 
-use common::runtime;
+use common::{runtime, template};
 use ember_core::{
-    ByteSize, Cell, CellEvent, CellOutput, CellVerdict, Command, ErrorKind, Image, LimitHit,
-    Limits, Sandbox, Session, SessionEnd, SessionOptions, Template,
+    Cell, CellEvent, CellOutput, CellVerdict, Command, ErrorKind, LimitHit, Limits, Sandbox,
+    Session, SessionEnd, SessionOptions, Template,
 };
 use tokio::runtime::Runtime;
 
@@ -19,11 +19,8 @@ fn shared(test: impl AsyncFnOnce(&Sandbox)) {
     static RUNTIME: LazyLock<Runtime> = LazyLock::new(runtime);
     RUNTIME.block_on(async {
         if TEMPLATE.get().is_none() {
-            let built = Template::builder(Image::pack("python"))
-                .memory(ByteSize::mib(192))
-                .working_set(false)
-                .build();
-            let _ = TEMPLATE.set(built.await.unwrap());
+            let built = template("python").build().await;
+            let _ = TEMPLATE.set(built.unwrap());
         }
         let sandbox = TEMPLATE.get().unwrap().fork().await.unwrap();
         let start = Instant::now();

@@ -5,10 +5,8 @@ mod common;
 
 use std::time::Duration;
 
-use common::runtime;
-use ember_core::{
-    Cell, CellOutput, CellVerdict, Image, Sandbox, Session, SessionEnd, SessionOptions, Template,
-};
+use common::{runtime, template};
+use ember_core::{Cell, CellOutput, CellVerdict, Sandbox, Session, SessionEnd, SessionOptions};
 
 async fn run(session: &Session, code: &str) -> CellOutput {
     session.run(code).await.unwrap()
@@ -17,9 +15,7 @@ async fn run(session: &Session, code: &str) -> CellOutput {
 #[test]
 fn javascript_keeps_its_variables_and_can_be_interrupted() {
     runtime().block_on(async {
-        let template = Template::builder(Image::pack("javascript"))
-            .working_set(false)
-            .build();
+        let template = template("javascript").build();
         let sandbox: Sandbox = template.await.unwrap().fork().await.unwrap();
         let session = sandbox.session(SessionOptions::new("js")).await.unwrap();
         run(&session, "let x = 6; const items = ['both']").await;
@@ -64,9 +60,7 @@ fn javascript_keeps_its_variables_and_can_be_interrupted() {
 #[test]
 fn bash_keeps_its_state_and_can_be_interrupted() {
     runtime().block_on(async {
-        let template = Template::builder(Image::pack("bash"))
-            .working_set(false)
-            .build();
+        let template = template("bash").build();
         let sandbox: Sandbox = template.await.unwrap().fork().await.unwrap();
         let session = sandbox.session(SessionOptions::new("bash")).await.unwrap();
         let define =

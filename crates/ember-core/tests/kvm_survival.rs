@@ -5,22 +5,13 @@ mod common;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use common::runtime;
-use ember_core::{
-    ByteSize, Code, Command, ForkOptions, Image, Kernel, Sandbox, Template, TemplateBuilder,
-};
+use common::{runtime, template};
+use ember_core::{Code, Command, ForkOptions, Sandbox};
 use tokio::io::AsyncReadExt;
 
 /// How far a clone's clock may be from the host's, besides what an answer takes on this machine.
 const CLOCK_TOLERANCE: Duration = Duration::from_millis(5);
 const DAY: Duration = Duration::from_secs(24 * 3600);
-
-fn builder() -> TemplateBuilder {
-    Template::builder(Image::pack("python"))
-        .kernel(Kernel::tuned())
-        .memory(ByteSize::mib(192))
-        .working_set(false)
-}
 
 /// Asks `survivor.py` whether all it holds still works.
 async fn all_is_well(sandbox: &Sandbox, who: &str) {
@@ -33,7 +24,7 @@ async fn all_is_well(sandbox: &Sandbox, who: &str) {
 #[test]
 fn what_a_guest_has_going_goes_on_in_its_clones() {
     runtime().block_on(async {
-        let template = builder().vcpus(2).build().await.unwrap();
+        let template = template("python").vcpus(2).build().await.unwrap();
         let parent = template.fork().await.unwrap();
         let mut survivor = parent
             .start(Code::python(include_str!("common/survivor.py")))
@@ -86,7 +77,8 @@ fn the_wall_clock_is_right_after_a_day_of_rest() {
         // To the guest it is the same whether it rests for a day or its clock is a day behind when it
         // is saved.
         let set = Command::from_argv(["date", "-s", &format!("@{}", yesterday.as_secs())]);
-        let template = builder().prepare(set).cached(false).build().await.unwrap();
+        let template = template("bash").prepare(set).cached(false);
+        let template = template.build().await.unwrap();
         for _ in 0..3 {
             let clone = template.fork().await.unwrap();
             let tolerance = CLOCK_TOLERANCE + clone.ping().await.unwrap();
@@ -111,7 +103,7 @@ fn the_wall_clock_is_right_after_a_day_of_rest() {
 #[test]
 fn ten_generations_remember_all_that_went_before() {
     runtime().block_on(async {
-        let template = builder().build().await.unwrap();
+        let template = template("bash").build().await.unwrap();
         let mut last = template.fork().await.unwrap();
         for generation in 1..=10 {
             let write = format!("echo {generation} >> /tmp/generations");

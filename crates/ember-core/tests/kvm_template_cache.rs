@@ -22,7 +22,7 @@ use tempfile::TempDir;
 const CACHE: &str = "EMBER_TEST_TEMPLATE_CACHE";
 const BOOT: &str = "boot the template's guest";
 const SAVE: &str = "save the template";
-const WARM_UP: &str = "warm up python";
+const WARM_UP: &str = "warm up (1 of 1)";
 const STATE: &str = "take the guest's state";
 
 /// A cache with this user's kernels and images and no templates, and what was done for it.
@@ -87,19 +87,18 @@ fn builder(cache: &Path, told: impl Fn(&str) + Send + Sync + 'static) -> Templat
         Event::Noticed { message } => told(&format!("notice: {message}")),
         _ => {}
     });
-    Template::builder(Image::pack("python"))
+    Template::builder(Image::pack("bash"))
         .kernel(Kernel::tuned())
         .memory(ByteSize::mib(128))
         .working_set(false)
         .assets(Assets::at(cache).with_progress(progress))
-        .warm_up(Code::python("open('/home/user/warm', 'w').write('yes')"))
+        .warm_up(Code::new("bash", "printf yes > /home/user/warm"))
 }
 
 async fn shows_what_was_warmed_up(template: &Template) -> Sandbox {
     let clone = template.fork().await.unwrap();
-    let program = "print(open('/home/user/warm').read(), 6 * 7)\n\
-                   open('/home/user/warm', 'w').write('changed')";
-    let out = clone.run(Code::python(program)).await.unwrap();
+    let program = "echo $(</home/user/warm) $((6 * 7)); printf changed > /home/user/warm";
+    let out = clone.run(Code::new("bash", program)).await.unwrap();
     assert_eq!(out.stdout, "yes 42\n", "{out:?}");
     clone
 }
@@ -146,7 +145,7 @@ fn a_template_is_built_once_and_found_by_all_and_never_changed() {
         let built = cache.builder().build().await.unwrap();
         let steps = [
             BOOT,
-            "warm up python",
+            WARM_UP,
             "give back free memory",
             "take the guest's state",
         ];
@@ -179,11 +178,11 @@ fn a_template_is_built_once_and_found_by_all_and_never_changed() {
             panic!("there is not one template")
         };
         let manifest = listed.manifest.as_ref().unwrap();
-        assert_eq!(listed.image(), Some("python"));
+        assert_eq!(listed.image(), Some("bash"));
         assert_eq!((manifest.vcpus, manifest.memory_bytes), (1, 128 << 20));
         assert_eq!(manifest.memory_hash, Some(digest));
         assert_eq!(manifest.kernel.as_ref().unwrap().name, "tuned");
-        assert!(manifest.built_from["warm-up 1"].starts_with("python: open("));
+        assert!(manifest.built_from["warm-up 1"].starts_with("bash: printf"));
         assert!(
             listed.bytes > 1 << 20 && listed.bytes < 128 << 20,
             "{}",

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use common::runtime;
 use ember_core::{
     ByteSize, Code, Command, ErrorKind, ForkOptions, Image, Kernel, Placement, Pool, Sandbox,
-    SandboxBuilder, Template, TemplateBuilder,
+    SandboxBuilder, TemplateBuilder,
 };
 use ember_leak::LeakGate;
 use rustix::process::{Pid, Signal, kill_process};
@@ -25,10 +25,7 @@ fn builder() -> SandboxBuilder {
 }
 
 fn template() -> TemplateBuilder {
-    Template::builder(Image::pack("python"))
-        .kernel(Kernel::tuned())
-        .memory(ByteSize::mib(192))
-        .placement(Placement::Worker)
+    common::template("python").placement(Placement::Worker)
 }
 
 /// The worker processes of the process `parent` that have a VM.

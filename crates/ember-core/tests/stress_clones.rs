@@ -3,9 +3,11 @@
 
 mod common;
 
+use ember_core::Backing;
+
 #[test]
 fn ten_thousand_clones_leave_nothing_behind() {
-    ember_leak::isolated!(|| common::clones::cycles_leave_nothing_behind(10_000));
+    ember_leak::isolated!(|| common::clones::cycles_leave_nothing_behind(10_000, Backing::Mapped));
 }
 
 #[test]

@@ -82,7 +82,8 @@ pub struct Received {
 /// `WouldBlock` if `wait` is not set and there is none; `InvalidData` for one that is too long or has
 /// too many descriptors, or any if they are not `expected`.
 pub fn receive(socket: BorrowedFd<'_>, expected: bool, wait: bool) -> io::Result<Received> {
-    let mut frame = vec![0; MAX_FRAME];
+    let length = next_length(socket, wait)?;
+    let mut frame = vec![0; length.min(MAX_FRAME)];
     let mut space = [MaybeUninit::uninit(); CONTROL_BYTES];
     // Without room for descriptors the kernel closes them, and says so.
     let mut control = match expected {
@@ -122,6 +123,22 @@ pub fn receive(socket: BorrowedFd<'_>, expected: bool, wait: bool) -> io::Result
         descriptors,
         is_cut_off,
     })
+}
+
+/// How long the next frame is, which stays where it is: room for the longest there can be, for each
+/// frame, would be what takes most of the time, and most of what an owner of many workers keeps.
+fn next_length(socket: BorrowedFd<'_>, wait: bool) -> io::Result<usize> {
+    let mut flags = RecvFlags::PEEK | RecvFlags::TRUNC;
+    if !wait {
+        flags |= RecvFlags::DONTWAIT;
+    }
+    loop {
+        match recvmsg(socket, &mut [], &mut RecvAncillaryBuffer::default(), flags) {
+            Ok(received) => return Ok(received.bytes),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// An empty file in memory, for what is too large for a frame.

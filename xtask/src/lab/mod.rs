@@ -1,7 +1,8 @@
 //! The lab: a virtual machine of QEMU's software CPU, in which `/dev/kvm` is the kernel's real one.
 //!
 //! See `docs/lab.md`. The host's side is here and in `session.rs`; `image.rs` makes what is
-//! booted, `boot.sh`, `guard.pl` and `init.rs` run inside, `at_once.rs` has a lab for each suite of tests.
+//! booted, `boot.sh`, `guard.pl` and `init.rs` run inside, `at_once.rs` has suites of tests
+//! run in several at once.
 
 mod at_once;
 mod image;

@@ -10,13 +10,24 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::{LazyLock, OnceLock};
 
-use ember_core::{Assets, ByteSize, Image, Kernel, Sandbox, SandboxBuilder};
+use ember_core::{
+    Assets, ByteSize, Image, Kernel, Sandbox, SandboxBuilder, Template, TemplateBuilder,
+};
 use tokio::runtime::Runtime;
 use tokio::sync::OnceCell;
 
 /// A sandbox of the Python pack, as small as it is quick to boot.
 pub(crate) fn builder() -> SandboxBuilder {
     Sandbox::builder(Image::pack("python")).memory(ByteSize::mib(192))
+}
+
+/// A template that few clones are made of. Whoever asks for the same, in whichever test, finds it in
+/// the cache of this user. Without a language to warm up, "bash" is there in half the time of the
+/// others.
+pub(crate) fn template(pack: &str) -> TemplateBuilder {
+    Template::builder(Image::pack(pack))
+        .kernel(Kernel::tuned())
+        .working_set(false)
 }
 
 /// Has the cache in `directory` use this user's kernels and images; templates are its own.

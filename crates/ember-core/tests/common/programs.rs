@@ -5,9 +5,9 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use ember_core::{Code, Image, Kernel, Limits, Output, Sandbox, Template};
+use ember_core::{Code, Limits, Output, Sandbox};
 
-use super::runtime;
+use super::{runtime, template};
 
 /// A program that does not say how long it may take, and a compiler, in a guest on a busy machine
 /// whose processor is software.
@@ -110,11 +110,7 @@ fn cases(language: &str) -> Vec<Case> {
 pub(crate) fn run(pack: &str, language: &str) {
     runtime().block_on(async {
         let begun = Instant::now();
-        let template = Template::builder(Image::pack(pack))
-            .kernel(Kernel::tuned())
-            .build()
-            .await
-            .unwrap();
+        let template = template(pack).build().await.unwrap();
         println!("{pack}: template after {:.1?}", begun.elapsed());
         let mut problems = Vec::new();
         let cases = cases(language);
