@@ -26,5 +26,9 @@ fn sixteen_threads_clone_at_once() {
 
 #[test]
 fn a_hundred_clones_at_once_leave_nothing_behind() {
-    ember_leak::isolated!(|| common::clones::many_at_once_leave_nothing_behind(100, 40));
+    ember_leak::isolated!(|| common::clones::many_at_once_leave_nothing_behind(
+        common::template("python"),
+        100,
+        40
+    ));
 }

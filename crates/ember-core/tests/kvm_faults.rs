@@ -10,9 +10,16 @@ use std::process;
 use std::time::Duration;
 
 use common::{runtime, template};
-use ember_core::{Backing, Command, Error, ErrorKind, LoadOptions, Placement, Sandbox, Template};
+use ember_core::{
+    Backing, Command, Error, ErrorKind, LoadOptions, Placement, Sandbox, Template, TemplateBuilder,
+};
 use ember_leak::LeakGate;
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
+
+/// For what this process has to have enough of, wherever sandboxes are made otherwise.
+fn in_process() -> TemplateBuilder {
+    template("bash").placement(Placement::InProcess)
+}
 
 /// The runtime's idle threads end after ten seconds.
 fn gate() -> LeakGate {
@@ -97,7 +104,7 @@ async fn refused_here(template: &Template) -> u64 {
 #[test]
 fn a_clone_for_which_there_are_not_enough_descriptors_is_an_error_and_leaves_nothing() {
     ember_leak::isolated!(|| runtime().block_on(async {
-        let template = template("bash").build().await.unwrap();
+        let template = in_process().build().await.unwrap();
         let first = template.fork().await.unwrap();
         says_something(&first).await;
         template.fork().await.unwrap().close().await;
@@ -217,10 +224,15 @@ impl Drop for Merging {
     }
 }
 
-/// How many pages of this process the kernel has merged with others of the same content.
+/// How many pages of this process, and of its workers, the kernel has merged with others of the same
+/// content.
 fn merged_pages() -> u64 {
-    let text = fs::read_to_string("/proc/self/ksm_merging_pages").unwrap();
-    text.trim().parse().unwrap()
+    let workers = workers().into_iter().map(|it| it.as_raw_pid().to_string());
+    let processes = workers.chain(["self".to_owned()]);
+    // A worker can end while it is asked.
+    let counts =
+        processes.filter_map(|it| fs::read_to_string(format!("/proc/{it}/ksm_merging_pages")).ok());
+    counts.filter_map(|it| it.trim().parse::<u64>().ok()).sum()
 }
 
 #[test]
@@ -292,7 +304,7 @@ fn address_space() -> u64 {
 #[test]
 fn a_clone_for_which_there_is_not_enough_memory_is_an_error_and_leaves_nothing() {
     ember_leak::isolated!(|| runtime().block_on(async {
-        let template = template("bash").build().await.unwrap();
+        let template = in_process().build().await.unwrap();
         // The runtime's threads, and their arenas, are there.
         let clones = template.fork_many(4).await.unwrap();
         for clone in clones {

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use ember_core::{Backing, Code, Command, Sandbox, Template};
+use ember_core::{Backing, Code, Command, Sandbox, Template, TemplateBuilder};
 use ember_leak::LeakGate;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -69,10 +69,14 @@ const DRAWS: &str = "import os, random, secrets, socket, ssl, uuid, numpy\n\
     print(socket.gethostname())";
 const LINES: usize = 12;
 
-/// Has `count` clones alive at once, each of which answers, at the beginning and at the end. What
+/// Has `count` clones of a template with Python alive at once, each of which answers, at the beginning and at the end. What
 /// the first `draw` of them draw, in the interpreter that they share and in the kernel, is equal
 /// nowhere; and nothing of them may be left.
-pub(crate) fn many_at_once_leave_nothing_behind(count: usize, draw: usize) {
+pub(crate) fn many_at_once_leave_nothing_behind(
+    template: TemplateBuilder,
+    count: usize,
+    draw: usize,
+) {
     // Each has some thirty descriptors.
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
@@ -80,8 +84,8 @@ pub(crate) fn many_at_once_leave_nothing_behind(count: usize, draw: usize) {
         maximum: limit.maximum,
     };
     setrlimit(Resource::Nofile, raised).unwrap();
-    let template = template("python").warm_up(Code::python(WARM));
-    let template = runtime().block_on(template.build()).unwrap();
+    let template = template.warm_up(Code::python(WARM)).build();
+    let template = runtime().block_on(template).unwrap();
     let many = |count, draw| {
         runtime().block_on(async {
             let clones = template.fork_many(count).await.unwrap();

@@ -28,7 +28,7 @@ def fail(why):
 
 
 def disk():
-    files = sorted(glob.glob("/usr/lib/python3*/[a-m]*.py"))[:6]
+    files = sorted(glob.glob("/usr/lib/python3*/[a-m]*.py"))[:3]
     first, number = None, 0
     while True:
         digest = hashlib.sha256()
