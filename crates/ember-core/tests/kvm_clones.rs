@@ -29,6 +29,6 @@ fn a_hundred_clones_at_once_leave_nothing_behind() {
     ember_leak::isolated!(|| common::clones::many_at_once_leave_nothing_behind(
         common::template("python"),
         100,
-        40
+        20
     ));
 }

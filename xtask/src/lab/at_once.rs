@@ -16,18 +16,25 @@ use crate::suites::{self, Report, Suite};
 /// Suites have time limits of their own, which say more: this one is for a lab that has come to rest.
 const LIMIT_SECONDS: &str = "86400";
 
-/// The suites that take minutes, which are begun first: one of them begun last would have a lab to
-/// itself while the others stand idle. The order changes nothing else.
-const LONG: [&str; 9] = [
+/// The suites that take longest, in that order, which are begun first: one of them begun last would
+/// have a lab to itself while the others stand idle. The order changes nothing else.
+const LONG: [&str; 16] = [
     "kvm_clones",
     "kvm_devices",
+    "kvm_programs",
     "kvm_cli",
     "kvm_template_cache",
-    "kvm_faults",
-    "kvm_cycles",
-    "kvm_boot",
+    "kvm_limits",
+    "kvm_survival",
     "kvm_template",
-    "kvm_programs",
+    "kvm_faults",
+    "kvm_boot",
+    "kvm_worker",
+    "kvm_sessions",
+    "kvm_server",
+    "kvm_volumes",
+    "kvm_caps",
+    "kvm_cycles",
 ];
 
 /// The suites that have a thousand guests at once, each of which takes some ten MiB.

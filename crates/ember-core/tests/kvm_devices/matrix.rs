@@ -23,8 +23,8 @@ const CHECKS: [(&str, Check); 8] = [
     ("entropy", identity::has_entropy),
 ];
 
-fn every_device_works(name: &str, kernel: &Kernel, number: u8) {
-    for vcpus in [1, 2, 4] {
+fn every_device_works(name: &str, kernel: &Kernel, number: u8, processors: &[u8]) {
+    for &vcpus in processors {
         let begun = Instant::now();
         let equipped = Equipped::boot(kernel, vcpus, number);
         for (device, check) in CHECKS {
@@ -37,11 +37,18 @@ fn every_device_works(name: &str, kernel: &Kernel, number: u8) {
 }
 
 #[test]
-fn every_device_works_on_the_stock_kernel_with_1_2_and_4_processors() {
-    every_device_works("stock", &Kernel::stock(), 10);
+fn every_device_works_on_the_stock_kernel_with_1_and_4_processors() {
+    every_device_works("stock", &Kernel::stock(), 10, &[1, 4]);
 }
 
 #[test]
-fn every_device_works_on_the_tuned_kernel_with_1_2_and_4_processors() {
-    every_device_works("tuned", &Kernel::tuned(), 11);
+fn every_device_works_on_the_tuned_kernel_with_2_processors() {
+    every_device_works("tuned", &Kernel::tuned(), 11, &[2]);
+}
+
+#[test]
+#[ignore = "the rest of the matrix: a minute"]
+fn every_device_works_on_each_kernel_with_the_other_numbers_of_processors() {
+    every_device_works("stock", &Kernel::stock(), 10, &[2]);
+    every_device_works("tuned", &Kernel::tuned(), 11, &[1, 4]);
 }
