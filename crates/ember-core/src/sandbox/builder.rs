@@ -455,8 +455,14 @@ impl SandboxBuilder {
             port: AGENT_PORT,
             console: self.console,
         };
-        let vm = RemoteVm::boot(workers, config)
-            .map_err(|error| building("cannot build the VM", error))?;
+        let vm = RemoteVm::boot(workers, config).map_err(|error| {
+            // The worker has but its contents.
+            let kernel = made.kernel.display();
+            building(
+                &format!("cannot build the VM with the kernel {kernel}"),
+                error,
+            )
+        })?;
         // The agent's first words come out of it once it has called.
         drop(made.calls.try_send(ours));
         Ok(GuestVm::Remote(vm))
