@@ -118,7 +118,7 @@ enum Command {
         #[arg(long)]
         ember: Option<PathBuf>,
     },
-    /// Run a list of test executables
+    /// Run the test executables that standard input names
     #[command(hide = true)]
     RunSuites,
 }

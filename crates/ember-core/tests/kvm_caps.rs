@@ -5,10 +5,8 @@ mod common;
 
 use std::time::Duration;
 
-use common::runtime;
-use ember_core::{
-    ByteSize, Command, ErrorKind, ForkOptions, Image, Kernel, Placement, Sandbox, Template,
-};
+use common::{runtime, template};
+use ember_core::{ByteSize, Command, ErrorKind, ForkOptions, Placement, Sandbox};
 use ember_leak::LeakGate;
 
 const CAP: ByteSize = ByteSize::mib(48);
@@ -46,11 +44,9 @@ fn a_clone_that_copies_more_than_it_may_is_ended() {
     let gate = LeakGate::arm().unwrap();
     let runtime = runtime();
     runtime.block_on(async {
-        let template = Template::builder(Image::pack("python"))
-            .kernel(Kernel::tuned())
+        let template = template("python")
             .memory(ByteSize::mib(160))
             .memory_cap(CAP)
-            .working_set(false)
             .cached(false)
             .build()
             .await

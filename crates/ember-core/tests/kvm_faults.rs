@@ -227,12 +227,13 @@ impl Drop for Merging {
 /// How many pages of this process, and of its workers, the kernel has merged with others of the same
 /// content.
 fn merged_pages() -> u64 {
-    let workers = workers().into_iter().map(|it| it.as_raw_pid().to_string());
-    let processes = workers.chain(["self".to_owned()]);
+    let read = |process: &str| fs::read_to_string(format!("/proc/{process}/ksm_merging_pages"));
+    let own = read("self").unwrap();
     // A worker can end while it is asked.
-    let counts =
-        processes.filter_map(|it| fs::read_to_string(format!("/proc/{it}/ksm_merging_pages")).ok());
-    counts.filter_map(|it| it.trim().parse::<u64>().ok()).sum()
+    let workers = workers().into_iter().map(|it| it.as_raw_pid().to_string());
+    let of_workers = workers.filter_map(|it| read(&it).ok().filter(|text| !text.is_empty()));
+    let counts = of_workers.chain([own]);
+    counts.map(|it| it.trim().parse::<u64>().unwrap()).sum()
 }
 
 #[test]

@@ -11,10 +11,10 @@ use std::process::{Child, Command as Process, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::{runtime, use_kernels_and_images};
+use common::{runtime, template, use_kernels_and_images};
 use ember_core::{
-    Assets, ByteSize, Code, Command, ErrorKind, Event, Image, Kernel, LoadOptions, Progress,
-    Sandbox, Template, TemplateBuilder, Templates,
+    Assets, ByteSize, Code, Command, ErrorKind, Event, LoadOptions, Progress, Sandbox, Template,
+    TemplateBuilder, Templates,
 };
 use tempfile::TempDir;
 
@@ -87,10 +87,8 @@ fn builder(cache: &Path, told: impl Fn(&str) + Send + Sync + 'static) -> Templat
         Event::Noticed { message } => told(&format!("notice: {message}")),
         _ => {}
     });
-    Template::builder(Image::pack("bash"))
-        .kernel(Kernel::tuned())
+    template("bash")
         .memory(ByteSize::mib(128))
-        .working_set(false)
         .assets(Assets::at(cache).with_progress(progress))
         .warm_up(Code::new("bash", "printf yes > /home/user/warm"))
 }

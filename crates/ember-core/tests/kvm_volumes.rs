@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use common::{builder, runtime, use_kernels_and_images};
+use common::{builder, runtime, template, use_kernels_and_images};
 use ember_core::{
-    Assets, ByteSize, Code, Command, ErrorKind, Event, ForkOptions, Image, Kernel, LoadOptions,
-    Placement, Progress, Sandbox, Template, TemplateBuilder, Volume,
+    Assets, ByteSize, Code, Command, ErrorKind, Event, ForkOptions, Kernel, LoadOptions, Placement,
+    Progress, Sandbox, Template, TemplateBuilder, Volume,
 };
 use tempfile::TempDir;
 
@@ -55,10 +55,8 @@ impl Host {
                 steps.lock().unwrap().push((*step).to_owned());
             }
         });
-        Template::builder(Image::pack("python"))
-            .kernel(Kernel::tuned())
+        template("python")
             .memory(ByteSize::mib(192))
-            .working_set(false)
             .assets(Assets::at(self.at("cache")).with_progress(progress))
             .volume("/data", Volume::directory(self.at("data")))
             .volume(WORDS, Volume::file(self.at("words.squashfs")))

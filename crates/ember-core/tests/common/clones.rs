@@ -69,9 +69,9 @@ const DRAWS: &str = "import os, random, secrets, socket, ssl, uuid, numpy\n\
     print(socket.gethostname())";
 const LINES: usize = 12;
 
-/// Has `count` clones of a template with Python alive at once, each of which answers, at the beginning and at the end. What
-/// the first `draw` of them draw, in the interpreter that they share and in the kernel, is equal
-/// nowhere; and nothing of them may be left.
+/// Has `count` clones of a template with Python alive at once, each of which answers, at the beginning
+/// and at the end. What the first `draw` of them draw, in the interpreter that they share and in the
+/// kernel, is equal nowhere; and nothing of them may be left.
 pub(crate) fn many_at_once_leave_nothing_behind(
     template: TemplateBuilder,
     count: usize,
