@@ -52,6 +52,7 @@ mod host;
 mod json;
 mod language;
 mod output;
+mod overlay;
 mod placement;
 mod pool;
 mod progress;
@@ -74,6 +75,7 @@ pub use host::{Condition, Finding, Host, Measured};
 pub use json::JsonProtocol;
 pub use language::{Account, Compiler, Language};
 pub use output::{Captured, Output};
+pub use overlay::Overlay;
 pub use placement::Placement;
 pub use pool::{Budget, Pool, PoolBuilder, PoolFork, PoolStatus, PooledSandbox};
 pub use progress::{Event, Progress};
@@ -98,5 +100,6 @@ pub use ember_snapshot::memory::MemoryHash;
 #[cfg(doctest)]
 #[derive(Debug)]
 #[doc = include_str!("../../../docs/images.md")]
+#[doc = include_str!("../../../docs/overlay.md")]
 #[doc = include_str!("../../../docs/volumes.md")]
 pub struct Documentation;

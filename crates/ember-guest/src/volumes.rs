@@ -82,8 +82,8 @@ pub fn word(index: usize, place: &Path) -> String {
 }
 
 /// The device of the volume number `index`, from 0: disks are named in their order, and the first one
-/// is the root.
-fn device(index: usize) -> String {
+/// is the root. Behind those of all volumes is the one that is written to, if there is one.
+pub fn device(index: usize) -> String {
     let letter = ('b'..='z').nth(index).unwrap_or('z');
     format!("/dev/vd{letter}")
 }

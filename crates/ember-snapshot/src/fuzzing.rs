@@ -35,6 +35,11 @@ fn read(bytes: &[u8]) {
     assert!(index.extents().len() <= bytes.len() / 24);
     assert!(index.stored_pages() * PAGE_SIZE <= bytes.len() as u64);
 
+    if let Some(disk) = &snapshot.disk {
+        assert!(disk.index.extents().len() <= bytes.len() / 24);
+        assert!(disk.index.stored_pages() * PAGE_SIZE <= bytes.len() as u64);
+    }
+
     let layer = snapshot.layer(Box::new(bytes.to_vec()));
     let Ok(memory) = LayeredMemory::new(vec![layer]) else {
         return;

@@ -9,6 +9,7 @@
 extern crate self as ember_snapshot;
 
 mod digest;
+pub mod disk;
 pub mod format;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]

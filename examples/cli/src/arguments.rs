@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
-use ember_core::{ByteSize, Image, Kernel, Placement};
+use ember_core::{ByteSize, Image, Kernel, Overlay, Placement};
 
 use crate::copy::InImage;
 use crate::transfer::Transfer;
@@ -65,6 +65,13 @@ pub(crate) struct Common {
     #[arg(long, global = true, value_name = "MIB", value_parser = mebibytes,
           conflicts_with_all = ["boot", "console"])]
     pub(crate) memory_cap: Option<ByteSize>,
+    /// How much the guest may write over its image and to `/tmp`, in MiB [default: half of its memory].
+    #[arg(long, global = true, value_name = "MIB", value_parser = mebibytes)]
+    pub(crate) overlay: Option<ByteSize>,
+    /// Keep what the guest writes in a file in this directory, which has no name and is gone with the
+    /// guest, rather than in its memory: it can be more than the guest has of that.
+    #[arg(long, global = true, value_name = "DIRECTORY", requires = "overlay")]
+    pub(crate) overlay_directory: Option<PathBuf>,
     /// Where the guest runs: `in-process`, or `worker`, a process of its own [default: what
     /// EMBER_PLACEMENT says, else in-process].
     #[arg(long, global = true, value_name = "PLACEMENT")]
@@ -82,6 +89,15 @@ impl Common {
     pub(crate) fn named_image(&self) -> Option<Image> {
         let recipe = self.pack_file.as_ref().map(Image::recipe);
         recipe.or_else(|| self.image.clone())
+    }
+
+    /// Where what the guest writes is kept, if that was said.
+    pub(crate) fn overlay(&self) -> Option<Overlay> {
+        let overlay = Overlay::memory(self.overlay?);
+        Some(match &self.overlay_directory {
+            Some(directory) => overlay.within(directory),
+            None => overlay,
+        })
     }
 
     /// The root file system.

@@ -61,6 +61,9 @@ pub(crate) fn guest(common: &Common) -> Result<SandboxBuilder> {
     if let Some(placement) = common.placement {
         builder = builder.placement(placement);
     }
+    if let Some(overlay) = common.overlay() {
+        builder = builder.overlay(overlay);
+    }
     for VolumeAt { place, volume } in &common.volume {
         builder = builder.volume(place, volume.clone());
     }
@@ -94,6 +97,9 @@ pub(crate) fn template(common: &Common) -> Result<TemplateBuilder> {
     }
     if let Some(placement) = common.placement {
         builder = builder.placement(placement);
+    }
+    if let Some(overlay) = common.overlay() {
+        builder = builder.overlay(overlay);
     }
     for VolumeAt { place, volume } in &common.volume {
         builder = builder.volume(place, volume.clone());

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ember_guest::host::Agent;
+use ember_guest::volumes::device;
 use ember_vmm::devices::serial::ConsoleConfig;
 use ember_vmm::devices::virtio::balloon::BalloonConfig;
 use ember_vmm::devices::virtio::vsock::VsockConfig;
@@ -18,8 +19,9 @@ use ember_worker::host::{BootConfig, RemoteVm, WorkerError, Workers};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::disks::{block_configs, disks, read_only_disk};
+use super::disks::{self, Disk, block_configs, worker_disks};
 use super::machine::{Line, Machine};
+use super::overlay::{OverlayFile, OverlayPlan};
 use super::vm::{GuestVm, worker_error};
 use super::volumes::{self, ReadyVolume};
 use super::{Fixture, Sandbox, Settings};
@@ -27,6 +29,7 @@ use crate::assets::{Assets, Image, Kernel, ReadyImage, ReadyKernel, Volume};
 use crate::backing::MemoryUse;
 use crate::blocking::blocking;
 use crate::error::{Error, ErrorKind};
+use crate::overlay::Overlay;
 use crate::placement::{Place, Placement};
 use crate::size::ByteSize;
 use crate::template::{Origin, Source};
@@ -49,7 +52,7 @@ pub struct SandboxBuilder {
     assets: Option<Assets>,
     vcpus: u8,
     memory: Option<ByteSize>,
-    overlay: Option<ByteSize>,
+    overlay: Option<Overlay>,
     volumes: Vec<(PathBuf, Volume)>,
     timeout: Option<Duration>,
     boot_timeout: Duration,
@@ -69,6 +72,8 @@ pub(crate) struct Prepared {
     /// The image's file: from here on, another may come in its place.
     pub(crate) disk: Arc<File>,
     pub(crate) volumes: Vec<ReadyVolume>,
+    /// The disk that it is to write to, if it is to have one.
+    pub(crate) overlay: Option<OverlayPlan>,
     pub(crate) command_line: String,
     pub(crate) origin: Arc<Origin>,
     pub(crate) place: Place,
@@ -109,11 +114,11 @@ impl SandboxBuilder {
         self
     }
 
-    /// How much may be written over the image, in files and what is in `/tmp` together: half of the
-    /// guest's memory, which holds it, if not said.
+    /// How much may be written over the image, in files and what is in `/tmp` together, and whether the
+    /// guest's memory or a [file](Overlay::file) holds it: half of its memory, in it, if not said.
     #[must_use]
-    pub fn overlay(mut self, size: ByteSize) -> Self {
-        self.overlay = Some(size);
+    pub fn overlay(mut self, overlay: impl Into<Overlay>) -> Self {
+        self.overlay = Some(overlay.into());
         self
     }
 
@@ -271,6 +276,8 @@ impl SandboxBuilder {
     /// Prepares what the guest is made from, so that all is known of it. Blocks.
     pub(crate) fn prepare(&self) -> Result<Prepared, Error> {
         let places = volumes::places(&self.volumes)?;
+        let overlay = self.overlay.as_ref().map(OverlayPlan::of).transpose()?;
+        let overlay = overlay.flatten();
         let place = Place::of(self.placement)?;
         let assets = match &self.assets {
             Some(assets) => assets.clone(),
@@ -308,12 +315,18 @@ impl SandboxBuilder {
             built_from: BTreeMap::new(),
         };
         Ok(Prepared {
-            command_line: command_line(&image, self.console.is_some(), self.overlay, &places),
+            command_line: command_line(
+                &image,
+                self.console.is_some(),
+                self.overlay.as_ref(),
+                &places,
+            ),
             assets,
             kernel,
             image,
             disk: Arc::new(disk),
             volumes: ready,
+            overlay,
             origin: Arc::new(origin),
             place,
         })
@@ -353,6 +366,7 @@ impl SandboxBuilder {
             image,
             disk,
             volumes,
+            overlay,
             command_line,
             origin,
             place,
@@ -362,11 +376,12 @@ impl SandboxBuilder {
         };
         let settings = self.settings();
         let kick_signal = self.kick_signal;
+        let overlay = overlay.as_ref().map(OverlayFile::create).transpose()?;
         let made = Making {
             memory: self.size(&image).1,
             initramfs: assets.initramfs(&kernel)?,
             kernel: &kernel.image,
-            disks: disks(&disk, &volumes).cloned().collect(),
+            disks: disks::all(disks::read_only(&disk, &volumes), overlay.as_ref()),
             command_line,
             calls,
         };
@@ -380,6 +395,7 @@ impl SandboxBuilder {
             image,
             disk,
             volumes,
+            overlay,
             kick_signal,
             place,
             // What boots has memory of its own.
@@ -445,7 +461,7 @@ impl SandboxBuilder {
             kernel,
             initramfs: made.initramfs,
             command_line: made.command_line,
-            disks: made.disks.iter().map(read_only_disk).collect(),
+            disks: worker_disks(&made.disks),
             balloon: self.is_template,
             generation_id: match self.is_template {
                 true => Some(random()?),
@@ -475,7 +491,7 @@ struct Making<'a> {
     kernel: &'a Path,
     initramfs: Initramfs,
     /// The image first.
-    disks: Vec<Arc<File>>,
+    disks: Vec<Disk>,
     command_line: String,
     /// Who is told when the guest's agent calls.
     calls: mpsc::Sender<UnixStream>,
@@ -512,7 +528,7 @@ pub(crate) fn random<const N: usize>() -> Result<[u8; N], Error> {
 fn command_line(
     image: &ReadyImage,
     verbose: bool,
-    overlay: Option<ByteSize>,
+    overlay: Option<&Overlay>,
     volumes: &[PathBuf],
 ) -> String {
     let mut words = vec!["console=ttyS0", "panic=-1", "ember.root=/dev/vda"];
@@ -527,8 +543,11 @@ fn command_line(
         .file_system
         .map(|kind| format!("ember.rootfstype={kind}"));
     words.extend(file_system.as_deref());
-    // A size of zero would be no bound at all (tmpfs(5)).
-    let overlay = overlay.map(|it| format!("ember.overlay={}k", (it.as_bytes() >> 10).max(1)));
+    let overlay = overlay.map(|it| match it.directory() {
+        Some(_) => format!("ember.overlay={}", device(volumes.len())),
+        // A size of zero would be no bound at all (tmpfs(5)).
+        None => format!("ember.overlay={}k", (it.size().as_bytes() >> 10).max(1)),
+    });
     words.extend(overlay.as_deref());
     let port = format!("ember.port={AGENT_PORT}");
     words.push(&port);

@@ -1,4 +1,5 @@
-//! The disks of a guest: its image, and then its volumes, all of them read-only.
+//! The disks of a guest: its image, then its volumes, all of them read-only, and at last what it writes
+//! to, if that is a disk.
 
 use std::fs::File;
 use std::sync::Arc;
@@ -7,35 +8,60 @@ use ember_vmm::devices::virtio::block::BlockConfig;
 use ember_worker::host::DiskConfig;
 
 use super::ReadyVolume;
+use super::overlay::OverlayFile;
 use crate::error::Error;
 
-/// The files of a guest's disks, in their order, which is that of their names in the guest.
-pub(super) fn disks<'a>(
+/// A disk of a guest.
+#[derive(Debug, Clone)]
+pub(crate) struct Disk {
+    file: Arc<File>,
+    read_only: bool,
+}
+
+/// The disks on files that are only read, in their order, which is that of their names in the guest.
+pub(super) fn read_only<'a>(
     image: &'a Arc<File>,
     volumes: &'a [ReadyVolume],
 ) -> impl Iterator<Item = &'a Arc<File>> {
     std::iter::once(image).chain(volumes.iter().map(|volume| &volume.disk))
 }
 
-/// Files as disks of a VM in this process.
-pub(crate) fn block_configs<'a>(
-    files: impl IntoIterator<Item = &'a Arc<File>>,
-) -> Result<Vec<BlockConfig>, Error> {
-    let disk = |file: &Arc<File>| {
-        file.try_clone()
-            .map(BlockConfig::read_only)
-            .map_err(Error::of_host(
-                "cannot use the file of an image or volume once more",
-            ))
-    };
-    files.into_iter().map(disk).collect()
+/// All disks of a guest that writes to `overlay`.
+pub(crate) fn all<'a>(
+    read_only: impl IntoIterator<Item = &'a Arc<File>>,
+    overlay: Option<&OverlayFile>,
+) -> Vec<Disk> {
+    let read_only = read_only.into_iter().map(|file| (file, true));
+    let overlay = overlay.map(|overlay| (overlay.file(), false));
+    let disks = read_only.chain(overlay);
+    disks
+        .map(|(file, read_only)| Disk {
+            file: Arc::clone(file),
+            read_only,
+        })
+        .collect()
 }
 
-/// A file as a disk of a VM in a worker.
-pub(crate) fn read_only_disk(file: &Arc<File>) -> DiskConfig {
-    DiskConfig {
-        file: Arc::clone(file),
-        read_only: true,
+/// Disks of a VM in this process.
+pub(crate) fn block_configs(disks: &[Disk]) -> Result<Vec<BlockConfig>, Error> {
+    let config = |disk: &Disk| {
+        let file = disk.file.try_clone().map_err(Error::of_host(
+            "cannot use the file of an image or volume once more",
+        ))?;
+        Ok(match disk.read_only {
+            true => BlockConfig::read_only(file),
+            false => BlockConfig::read_write(file),
+        })
+    };
+    disks.iter().map(config).collect()
+}
+
+/// Disks of a VM in a worker.
+pub(crate) fn worker_disks(disks: &[Disk]) -> Vec<DiskConfig> {
+    let config = |disk: &Disk| DiskConfig {
+        file: Arc::clone(&disk.file),
+        read_only: disk.read_only,
         serial: String::new(),
-    }
+    };
+    disks.iter().map(config).collect()
 }

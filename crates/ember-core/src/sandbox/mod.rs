@@ -4,6 +4,7 @@ pub(crate) mod builder;
 pub(crate) mod cap;
 pub(crate) mod disks;
 pub(crate) mod machine;
+pub(crate) mod overlay;
 mod process;
 pub(crate) mod vm;
 mod volumes;
@@ -34,6 +35,7 @@ use crate::size::ByteSize;
 use crate::template::{Memory, Origin};
 use cap::{CapWatch, Exceeded};
 use machine::{Machine, Watcher};
+use overlay::OverlayFile;
 use vm::GuestVm;
 
 /// A running guest.
@@ -65,6 +67,8 @@ pub(crate) struct Fixture {
     /// The image's file, open: it may be removed, or another may come in its place.
     pub(crate) disk: Arc<File>,
     pub(crate) volumes: Vec<ReadyVolume>,
+    /// What it writes to, if that is a file: of a template, what its clones have a copy of.
+    pub(crate) overlay: Option<OverlayFile>,
     pub(crate) kick_signal: Option<i32>,
     /// Where it runs.
     pub(crate) place: Place,
@@ -78,9 +82,9 @@ pub(crate) struct Fixture {
 }
 
 impl Fixture {
-    /// The guest's disks, in their order.
-    pub(crate) fn disks(&self) -> impl Iterator<Item = &Arc<File>> {
-        disks::disks(&self.disk, &self.volumes)
+    /// The files of the guest's disks that are only read, in their order.
+    pub(crate) fn read_only_disks(&self) -> impl Iterator<Item = &Arc<File>> {
+        disks::read_only(&self.disk, &self.volumes)
     }
 }
 
@@ -279,6 +283,22 @@ impl Sandbox {
         let vm = self.parts()?.vm;
         let copied = blocking("looking through a VM's memory", move || vm.copied_bytes()).await;
         copied.map_err(|error| self.guest.judge(error))
+    }
+
+    /// How much room the file takes on this host that it writes to, if it has
+    /// [one](crate::Overlay::file).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Internal`] if the host does not say.
+    pub fn overlay_bytes(&self) -> Result<Option<u64>, Error> {
+        let overlay = self.fixture.overlay.as_ref();
+        overlay
+            .map(OverlayFile::stored_bytes)
+            .transpose()
+            .map_err(|error| {
+                let message = "cannot examine the file that a guest writes to";
+                Error::because(ErrorKind::Internal, message, error)
+            })
     }
 
     /// Holds the guest still: nothing in it runs until [`resume`](Self::resume). Its wall clock goes

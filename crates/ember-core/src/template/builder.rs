@@ -15,6 +15,7 @@ use crate::code::{Code, Program};
 use crate::error::{Error, ErrorKind};
 use crate::language::Language;
 use crate::output::Output;
+use crate::overlay::Overlay;
 use crate::placement::Placement;
 use crate::progress::Progress;
 use crate::sandbox::{Fixture, Prepared, Sandbox, SandboxBuilder};
@@ -73,8 +74,8 @@ impl TemplateBuilder {
 
     /// How much each may write over the image: see [`SandboxBuilder::overlay`].
     #[must_use]
-    pub fn overlay(self, size: ByteSize) -> Self {
-        self.configure(|sandbox| sandbox.overlay(size))
+    pub fn overlay(self, overlay: impl Into<Overlay>) -> Self {
+        self.configure(|sandbox| sandbox.overlay(overlay))
     }
 
     /// Shows them `volume` at the absolute path `place`, read-only: see
@@ -295,6 +296,8 @@ impl Plan {
             image: self.prepared.image.clone(),
             disk: Arc::clone(&self.prepared.disk),
             volumes: self.prepared.volumes.clone(),
+            // What was written to it is in the template's file.
+            overlay: None,
             kick_signal: self.sandbox.signal(),
             place: self.prepared.place.clone(),
             memory: self.memory,

@@ -101,7 +101,8 @@ async fn look(plan: Plan, store: &Store, key: &Key) -> Result<(Plan, Found), Err
 fn load(plan: &Plan, path: &Path) -> Result<Inner, Error> {
     let loaded = file::read(path).map_err(|error| read_error(path, error))?;
     let fixture = plan.fixture(loaded.origin.clone());
-    loaded.into_inner(fixture)
+    let overlay = plan.prepared.overlay.as_ref();
+    loaded.into_inner(fixture, overlay.map(|it| it.directory.as_path()))
 }
 
 /// Waits for the right to build the template.

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ember_snapshot::memory::{MemoryBuilder, MemoryImage};
 use ember_snapshot::state::VmState;
@@ -12,8 +12,9 @@ use ember_worker::host::RemoteCopy;
 use super::{Inner, Memory, Parcel};
 use crate::blocking::blocking;
 use crate::error::{Error, ErrorKind};
-use crate::sandbox::Sandbox;
+use crate::sandbox::overlay::OverlayFile;
 use crate::sandbox::vm::{GuestVm, worker_error};
+use crate::sandbox::{Fixture, Sandbox};
 
 /// What is done on threads that may wait.
 const TAKING: &str = "taking a guest's state";
@@ -31,18 +32,26 @@ pub(crate) async fn capture(sandbox: &Sandbox) -> Result<Inner, Error> {
         return Err(sandbox.explain(error).await);
     }
     let vm = Arc::clone(&parts.vm);
-    let taken = blocking(TAKING, move || take(&vm, memory)).await;
+    let overlay = parts.fixture.overlay.clone();
+    let taken = blocking(TAKING, move || match overlay {
+        None => take(&vm, memory).map(|taken| (taken, None)),
+        Some(overlay) => take_with(&vm, memory, &overlay).map(|(taken, copy)| (taken, Some(copy))),
+    })
+    .await;
     // Also when it failed: the guest is its owner's.
     if let Err(error) = parts.agent.thaw().await {
         return Err(sandbox.explain(error).await);
     }
-    let taken = taken?;
+    let (taken, overlay) = taken?;
     let paused = taken.paused;
     let (checkpoint, memory) = blocking(TAKING, move || taken.finish()).await?;
     Ok(Inner {
         checkpoint,
         memory: Arc::new(Memory::new(memory, parent.as_ref())),
-        fixture: parts.fixture.clone(),
+        fixture: Fixture {
+            overlay,
+            ..parts.fixture.clone()
+        },
         hello: parts.agent.hello().clone(),
         working_set: None,
         ahead: None,
@@ -103,6 +112,23 @@ fn builder(base: Option<&MemoryImage>, bytes: u64) -> Result<MemoryBuilder, Erro
 
 /// What went wrong.
 const FAILED: &str = "cannot take the guest's state";
+
+/// [`take`], and a copy of what the guest writes to, which is what it was at that moment: the guest
+/// stands still while it is made.
+fn take_with(
+    vm: &GuestVm,
+    builder: MemoryBuilder,
+    overlay: &OverlayFile,
+) -> Result<(Taken, OverlayFile), Error> {
+    let start = Instant::now();
+    vm.pause()?;
+    let taken = take(vm, builder).and_then(|taken| Ok((taken, overlay.copy()?)));
+    // Also when it failed.
+    vm.resume()?;
+    let (mut taken, copy) = taken?;
+    taken.paused = start.elapsed();
+    Ok((taken, copy))
+}
 
 /// Holds the guest still for as long as it takes to mark its memory, or, where that cannot be done,
 /// to copy it.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use ember_snapshot::disk::StoredDisk;
 use ember_snapshot::format::{
     self, Chain, ChainError, Contents, CpuRequirements, MAX_CHAIN, Manifest, OpenError, Snapshot,
     SnapshotFile, WriteError,
@@ -22,7 +23,9 @@ use super::parcel::Parcel;
 use super::{Inner, LoadOptions, working_set};
 use crate::assets::ReadyImage;
 use crate::error::{Error, ErrorKind};
+use crate::overlay::usual_directory;
 use crate::placement::Place;
+use crate::sandbox::overlay::OverlayFile;
 use crate::sandbox::{Fixture, ReadyVolume};
 
 /// Why a file is no template that could be used.
@@ -40,6 +43,8 @@ pub(super) enum ReadError {
         "the snapshot's guest has {has} volumes, and the snapshot says what is on {said} of them"
     )]
     Volumes { has: usize, said: usize },
+    #[error("the snapshot contradicts itself about the disk that its guest writes to")]
+    Overlay,
 }
 
 /// A template's file, read and checked.
@@ -47,6 +52,8 @@ pub(super) struct Loaded {
     path: PathBuf,
     snapshot: Snapshot,
     memory: MemoryImage,
+    /// What its guest writes to, if that is a disk.
+    overlay: Option<StoredDisk>,
     pub(super) guest: Guest,
     pub(super) origin: Origin,
 }
@@ -68,10 +75,15 @@ pub(super) fn read(path: &Path) -> Result<Loaded, ReadError> {
         return Err(ReadError::Volumes { has, said });
     }
     let memory = chain.load()?;
+    let (snapshot, _, overlay) = chain.into_parts();
+    if guest.has_overlay_disk != overlay.is_some() {
+        return Err(ReadError::Overlay);
+    }
     Ok(Loaded {
         path: path.to_owned(),
-        snapshot: chain.into_parts().0,
+        snapshot,
         memory,
+        overlay,
         guest,
         origin,
     })
@@ -88,9 +100,15 @@ fn locate_from(path: &Path) -> impl FnMut(&format::Parent) -> io::Result<PathBuf
 
 impl Loaded {
     /// The template, if this host can run it. Its clones have what is in `fixture`, but for the
-    /// interpreters that are kept warm: those are in its memory.
-    pub(super) fn into_inner(self, mut fixture: Fixture) -> Result<Inner, Error> {
+    /// interpreters that are kept warm, which are in its memory, and what they write to, which is in a
+    /// file in `overlay_directory`.
+    pub(super) fn into_inner(
+        self,
+        mut fixture: Fixture,
+        overlay_directory: Option<&Path>,
+    ) -> Result<Inner, Error> {
         fixture.runners.clone_from(&self.guest.runners);
+        fixture.overlay = self.load_overlay(overlay_directory)?;
         let hello = self.guest.hello();
         let contents = self.snapshot.contents;
         let file =
@@ -119,6 +137,18 @@ impl Loaded {
         })
     }
 
+    /// What its guest has written to a disk.
+    fn load_overlay(&self, directory: Option<&Path>) -> Result<Option<OverlayFile>, Error> {
+        let Some(stored) = &self.overlay else {
+            return Ok(None);
+        };
+        let directory = directory.map_or_else(usual_directory, Path::to_owned);
+        let overlay = OverlayFile::empty(&directory)?;
+        let loaded = stored.load(overlay.file());
+        loaded.map_err(|error| read_error(&self.path, error.into()))?;
+        Ok(Some(overlay))
+    }
+
     /// The template as its file and `options` describe it.
     pub(super) fn into_described(self, options: &LoadOptions) -> Result<Inner, Error> {
         let path = match &options.image {
@@ -140,6 +170,7 @@ impl Loaded {
             },
             disk,
             volumes,
+            overlay: None,
             kick_signal: options.kick_signal,
             place: Place::of(options.placement)?,
             memory: options.memory,
@@ -147,7 +178,7 @@ impl Loaded {
             origin: Arc::new(self.origin.clone()),
             runners: self.guest.runners.clone(),
         };
-        self.into_inner(fixture)
+        self.into_inner(fixture, options.overlay_directory.as_deref())
     }
 
     /// The volumes, where they were or where `options` say that they are.
@@ -213,12 +244,13 @@ pub(super) fn write(inner: &Inner, path: &Path, form: Form) -> Result<(), Error>
     let contents = contents(inner)?;
     let image = inner.memory.image();
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let disk = inner.fixture.overlay.as_ref().map(|it| &**it.file());
     let parent = match form {
         Form::Whole => None,
         Form::Diff => parent(inner, &path),
     };
     let written = match &parent {
-        None => format::write_file(&path, format::Memory::Base(image), &contents),
+        None => format::write_file(&path, format::Memory::Base(image), disk, &contents),
         Some((parent, name)) => {
             // What is a hole in both is zero in both.
             let changed = parent
@@ -232,7 +264,7 @@ pub(super) fn write(inner: &Inner, path: &Path, form: Form) -> Result<(), Error>
                 changed,
             };
             match changed {
-                Ok(changed) => format::write_file(&path, memory(&changed), &contents),
+                Ok(changed) => format::write_file(&path, memory(&changed), disk, &contents),
                 Err(error) => Err(error.into()),
             }
         }
@@ -293,7 +325,7 @@ fn contents(inner: &Inner) -> Result<Contents, Error> {
     // In the order of the disks, of which the image is the first.
     let sources = std::iter::once(&origin.image).chain(&origin.volumes);
     let images = sources
-        .zip(inner.fixture.disks())
+        .zip(inner.fixture.read_only_disks())
         .map(|(source, disk)| source.artefact_of(disk))
         .collect::<io::Result<_>>()
         .map_err(|error| {

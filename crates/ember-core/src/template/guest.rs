@@ -15,7 +15,7 @@ use crate::{Account, ImageConfig, Language};
 
 /// The version of the section. Its encoding has no names in it, so any change to [`Guest`] is a new
 /// one.
-pub(crate) const VERSION: u16 = 5;
+pub(crate) const VERSION: u16 = 6;
 
 /// Far more than any image's languages take.
 const LIMIT: usize = 1 << 20;
@@ -52,6 +52,8 @@ pub(crate) struct Guest {
     /// The languages whose interpreters are kept warm.
     pub(crate) runners: Vec<String>,
     volumes: Vec<Volume>,
+    /// Whether it writes to a disk, which the snapshot has, rather than to memory.
+    pub(crate) has_overlay_disk: bool,
 }
 
 /// Where a volume is in the guest, and where its file was; both as bytes.
@@ -87,6 +89,7 @@ impl Guest {
             output_limit: fixture.settings.output_limit as u64,
             runners: fixture.runners.clone(),
             volumes: fixture.volumes.iter().map(Volume::of).collect(),
+            has_overlay_disk: fixture.overlay.is_some(),
         }
     }
 

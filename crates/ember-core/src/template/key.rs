@@ -46,6 +46,9 @@ impl Ingredients {
         all.add("vcpus", &vcpus);
         all.add("memory", &memory.as_bytes());
         all.add("command line", &prepared.command_line);
+        if let Some(overlay) = &prepared.overlay {
+            all.add("overlay", &overlay.bytes);
+        }
         all.files(prepared)?;
         for (index, program) in programs.iter().enumerate() {
             all.step(&format!("step {}", index + 1), program)?;

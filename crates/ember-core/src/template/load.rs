@@ -21,6 +21,7 @@ pub struct LoadOptions {
     pub(super) kick_signal: Option<i32>,
     pub(super) placement: Option<Placement>,
     pub(super) memory: MemoryUse,
+    pub(super) overlay_directory: Option<PathBuf>,
     shells: usize,
 }
 
@@ -43,6 +44,13 @@ impl LoadOptions {
     #[must_use]
     pub fn volume(mut self, place: impl Into<PathBuf>, file: impl Into<PathBuf>) -> Self {
         self.volumes.insert(place.into(), file.into());
+        self
+    }
+
+    /// Where the files of its clones are made, if they write to [files](crate::Overlay::file).
+    #[must_use]
+    pub fn overlay_directory(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.overlay_directory = Some(directory.into());
         self
     }
 

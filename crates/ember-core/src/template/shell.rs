@@ -24,8 +24,9 @@ use crate::placement::Place;
 use crate::sandbox::Sandbox;
 use crate::sandbox::builder::{AGENT_PORT, build_error, building, channel, random};
 use crate::sandbox::cap::CapWatch;
-use crate::sandbox::disks::{block_configs, read_only_disk};
+use crate::sandbox::disks::{self, Disk, block_configs, worker_disks};
 use crate::sandbox::machine::{Line, Machine};
+use crate::sandbox::overlay::OverlayFile;
 use crate::sandbox::vm::GuestVm;
 
 /// Far longer than a guest takes to answer that has nothing to do but that.
@@ -43,6 +44,8 @@ pub struct Shell {
     place: Place,
     /// The host's end of the connection that the template's agent had.
     stream: UnixStream,
+    /// What it writes to, if that is a file.
+    overlay: Option<OverlayFile>,
     template: Arc<Inner>,
 }
 
@@ -56,9 +59,16 @@ impl Shell {
 
     /// Makes one that runs somewhere else than usual, or gets its memory in another way.
     pub(super) fn placed(template: Arc<Inner>, place: Place, pages: Pages) -> Result<Self, Error> {
+        let fixture = &template.fixture;
+        let overlay = fixture
+            .overlay
+            .as_ref()
+            .map(OverlayFile::copy)
+            .transpose()?;
+        let disks = disks::all(fixture.read_only_disks(), overlay.as_ref());
         let (vm, stream) = match &place {
-            Place::InProcess => here(&template, pages)?,
-            Place::Worker(workers) => in_worker(workers, &template, pages)?,
+            Place::InProcess => here(&template, &disks, pages)?,
+            Place::Worker(workers) => in_worker(workers, &template, &disks, pages)?,
         };
         stream
             .set_nonblocking(true)
@@ -67,6 +77,7 @@ impl Shell {
             vm,
             place,
             stream,
+            overlay,
             template,
         })
     }
@@ -101,6 +112,7 @@ impl Shell {
             vm,
             place,
             stream,
+            overlay,
             template,
         } = self;
         let clock = options.clock();
@@ -117,6 +129,7 @@ impl Shell {
         let agent = Agent::attach(stream, template.hello.clone());
         let mut fixture = template.fixture.clone();
         fixture.place = place;
+        fixture.overlay = overlay;
         if let Some(timeout) = options.timeout {
             fixture.settings.timeout = Some(timeout);
         }
@@ -202,7 +215,7 @@ pub(super) fn pages(template: &Inner) -> Pages {
 }
 
 /// A clone in this process, and the host's end of its channel.
-fn here(template: &Inner, pages: Pages) -> Result<(GuestVm, UnixStream), Error> {
+fn here(template: &Inner, disks: &[Disk], pages: Pages) -> Result<(GuestVm, UnixStream), Error> {
     let fixture = &template.fixture;
     let backing = match pages {
         Pages::Mapped => ember_vmm::Backing::Mapped,
@@ -215,7 +228,7 @@ fn here(template: &Inner, pages: Pages) -> Result<(GuestVm, UnixStream), Error> 
         },
     };
     let mut config = RestoreConfig {
-        disks: block_configs(fixture.disks())?,
+        disks: block_configs(disks)?,
         vsock: VsockConfig {
             carried_ports: vec![AGENT_PORT],
             ..VsockConfig::default()
@@ -244,6 +257,7 @@ fn here(template: &Inner, pages: Pages) -> Result<(GuestVm, UnixStream), Error> 
 fn in_worker(
     workers: &Workers,
     template: &Inner,
+    disks: &[Disk],
     pages: Pages,
 ) -> Result<(GuestVm, UnixStream), Error> {
     let state = template.checkpoint.state();
@@ -260,7 +274,7 @@ fn in_worker(
             .virtio
             .iter()
             .any(|device| matches!(device.device, DeviceState::Balloon(_))),
-        disks: template.fixture.disks().map(read_only_disk).collect(),
+        disks: worker_disks(disks),
         pages,
         mergeable: template.fixture.memory.mergeable,
         channel,

@@ -23,8 +23,9 @@ pub struct Limits {
     pub cpu_time: Option<Duration>,
     /// Bytes that may be written to standard output and standard error together.
     pub output: Option<u64>,
-    /// Bytes that files may take which are written to memory, as the root's overlay and `/tmp` are
-    /// (cgroup `memory.stat`, `shmem`).
+    /// Bytes that files may take which are written over the root and to `/tmp`: to memory (cgroup
+    /// `memory.stat`, `shmem`), or to a disk, of which counts what there is more than before, whoever
+    /// wrote it.
     pub disk: Option<u64>,
     /// Bytes of address space of each process (`RLIMIT_AS`).
     pub address_space: Option<u64>,

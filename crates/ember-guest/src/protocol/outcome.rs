@@ -112,8 +112,8 @@ pub struct Outcome {
     pub peak_processes: u64,
     /// How many bytes it wrote to its outputs, as far as they were read.
     pub output: u64,
-    /// How many bytes the files that it wrote took in memory when last looked at (a root's overlay
-    /// is in memory); 0 if they were not counted.
+    /// How many bytes the files that it wrote took when last looked at: in memory, or what there was
+    /// more on the disk that is written to than before; 0 if they were not counted.
     pub disk: u64,
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::reader::{Snapshot, SnapshotFile};
 use super::writer::{Memory, WriteError, write_file};
 use super::{OpenError, Parent, SnapshotId};
+use crate::disk::StoredDisk;
 use crate::memory::{InvalidChain, LayeredMemory, MemoryError, MemoryImage};
 
 /// How many layers a chain may have. Each holds a file open until the memory is loaded.
@@ -53,6 +54,7 @@ pub enum ChainError {
 pub struct Chain {
     top: Snapshot,
     memory: LayeredMemory,
+    disk: Option<StoredDisk>,
 }
 
 impl Chain {
@@ -63,7 +65,12 @@ impl Chain {
         path: &Path,
         mut locate: impl FnMut(&Parent) -> io::Result<PathBuf>,
     ) -> Result<Self, ChainError> {
-        let (top, layer) = SnapshotFile::open(path)?.into_parts();
+        let file = SnapshotFile::open(path)?;
+        let disk = file.disk().map_err(|error| OpenError {
+            path: path.to_owned(),
+            reason: error.into(),
+        })?;
+        let (top, layer) = file.into_parts();
         let mut layers = vec![layer];
         let mut below = path.to_owned();
         let mut parent = top.contents.manifest.parent.clone();
@@ -89,7 +96,7 @@ impl Chain {
         }
         layers.reverse();
         let memory = LayeredMemory::new(layers)?;
-        Ok(Self { top, memory })
+        Ok(Self { top, memory, disk })
     }
 
     /// The snapshot itself, as opposed to those below it.
@@ -102,9 +109,15 @@ impl Chain {
         &self.memory
     }
 
-    /// The snapshot and its memory in layers.
-    pub fn into_parts(self) -> (Snapshot, LayeredMemory) {
-        (self.top, self.memory)
+    /// The disk that the guest writes to, if it has one: no parent's, whatever the memory is based
+    /// on.
+    pub fn disk(&self) -> Option<&StoredDisk> {
+        self.disk.as_ref()
+    }
+
+    /// The snapshot, its memory in layers, and its disk.
+    pub fn into_parts(self) -> (Snapshot, LayeredMemory, Option<StoredDisk>) {
+        (self.top, self.memory, self.disk)
     }
 
     /// Loads the whole memory, each stored page checked. Its hash is the one in the manifest.
@@ -128,6 +141,20 @@ impl Chain {
                 "the memory of the chain is not what its manifest says",
             ));
         }
-        write_file(path, Memory::Base(&image), &self.top.contents)
+        let disk = match &self.disk {
+            None => None,
+            Some(disk) => {
+                let directory = path.parent().filter(|it| !it.as_os_str().is_empty());
+                let file = tempfile::tempfile_in(directory.unwrap_or(Path::new(".")))?;
+                disk.load(&file)?;
+                Some(file)
+            }
+        };
+        write_file(
+            path,
+            Memory::Base(&image),
+            disk.as_ref(),
+            &self.top.contents,
+        )
     }
 }

@@ -28,7 +28,7 @@ use crate::pages::InvalidPages;
 pub use chain::{Chain, ChainError, MAX_CHAIN};
 pub use container::SnapshotId;
 pub use manifest::{Artefact, CpuRequirements, Manifest, Parent};
-pub use reader::{Contents, Snapshot, SnapshotFile};
+pub use reader::{Contents, DiskPages, Snapshot, SnapshotFile};
 pub use vm_state::{decode_state, encode_state};
 pub use writer::{Memory, WriteError, write, write_file};
 

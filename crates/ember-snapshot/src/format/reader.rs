@@ -1,13 +1,14 @@
 //! Reading snapshots.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use super::container::{HEADER_BYTES, Header, Section, SnapshotId};
 use super::sections::{self, IdHasher, Kind};
 use super::{FormatError, Manifest, OpenError, decode_state};
+use crate::disk::StoredDisk;
 use crate::memory::{Layer, LayerIndex, LayerKind};
 use crate::pages::PAGE_SIZE;
 use crate::source::PageSource;
@@ -60,6 +61,17 @@ pub struct Snapshot {
     pub index: LayerIndex,
     /// Where its page data begins.
     pub data_offset: u64,
+    /// The disk that the guest writes to, if it has one.
+    pub disk: Option<DiskPages>,
+}
+
+/// Where the pages of a disk are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskPages {
+    /// Which pages there are.
+    pub index: LayerIndex,
+    /// Where they begin.
+    pub data_offset: u64,
 }
 
 impl Snapshot {
@@ -84,8 +96,12 @@ impl Snapshot {
         for section in &header.sections {
             let kind = sections::kind_of(section)?;
             id.section(section);
-            if kind.is_some_and(|kind| kind.id == sections::PAGES.id) {
-                read.pages = Some(*section);
+            match kind.map(|kind| kind.id) {
+                Some(id) if id == sections::PAGES.id => read.pages = Some(*section),
+                Some(id) if id == sections::DISK_PAGES.id => read.disk_pages = Some(*section),
+                _ => {}
+            }
+            if kind.is_some_and(Kind::is_pages) {
                 continue;
             }
             let content = match kind {
@@ -114,6 +130,7 @@ impl Snapshot {
 struct Sections {
     contents: Vec<(u32, Vec<u8>)>,
     pages: Option<Section>,
+    disk_pages: Option<Section>,
 }
 
 impl Sections {
@@ -143,9 +160,7 @@ impl Sections {
         let index = LayerIndex::decode(&self.require(&sections::MEMORY)?)?;
         let missing = FormatError::MissingSection(sections::PAGES.name);
         let pages = self.pages.ok_or(missing)?;
-        if !pages.offset.is_multiple_of(PAGE_SIZE)
-            || index.stored_pages().checked_mul(PAGE_SIZE) != Some(pages.length)
-        {
+        if !holds(&pages, &index) {
             return Err(FormatError::Contradiction(
                 "the page data is not what the memory index describes",
             ));
@@ -158,13 +173,40 @@ impl Sections {
         if let Some(what) = contents.contradiction(index.memory_bytes(), index.kind()) {
             return Err(FormatError::Contradiction(what));
         }
+        let disk = self.disk()?;
         Ok(Snapshot {
             id,
             contents,
             index,
             data_offset: pages.offset,
+            disk,
         })
     }
+
+    fn disk(&mut self) -> Result<Option<DiskPages>, FormatError> {
+        let index = self.take(&sections::DISK);
+        let index = index.map(|bytes| LayerIndex::decode(&bytes)).transpose()?;
+        match (index, self.disk_pages) {
+            (None, None) => Ok(None),
+            (Some(index), Some(pages))
+                if index.kind() == LayerKind::Base && holds(&pages, &index) =>
+            {
+                Ok(Some(DiskPages {
+                    index,
+                    data_offset: pages.offset,
+                }))
+            }
+            _ => Err(FormatError::Contradiction(
+                "the disk data is not what the disk index describes",
+            )),
+        }
+    }
+}
+
+/// Whether the section `pages` can have the pages of `index`.
+fn holds(pages: &Section, index: &LayerIndex) -> bool {
+    pages.offset.is_multiple_of(PAGE_SIZE)
+        && index.stored_pages().checked_mul(PAGE_SIZE) == Some(pages.length)
 }
 
 /// Reads a section whole, shows it to `hash` and checks it.
@@ -244,6 +286,16 @@ impl SnapshotFile {
     /// What is in it.
     pub fn snapshot(&self) -> &Snapshot {
         &self.snapshot
+    }
+
+    /// The disk that the guest writes to, if it has one.
+    pub fn disk(&self) -> io::Result<Option<StoredDisk>> {
+        let Some(disk) = &self.snapshot.disk else {
+            return Ok(None);
+        };
+        let source = Box::new(self.file.try_clone()?);
+        let layer = Layer::new(disk.index.clone(), source, disk.data_offset);
+        StoredDisk::new(layer).map(Some).map_err(io::Error::other)
     }
 
     /// The snapshot and the layer with its memory.

@@ -16,6 +16,13 @@ pub(super) struct Kind {
     pub(super) skippable: bool,
 }
 
+impl Kind {
+    /// Whether it is pages, which an index has the checksums of, and which are read one by one.
+    pub(super) fn is_pages(&self) -> bool {
+        [PAGES.id, DISK_PAGES.id].contains(&self.id)
+    }
+}
+
 const MIB: u64 = 1 << 20;
 
 /// The stored pages of the memory.
@@ -68,7 +75,34 @@ pub(super) const WORKING_SET: Kind = Kind {
     skippable: true,
 };
 
-const KNOWN: [&Kind; 6] = [&PAGES, &MANIFEST, &STATE, &GUEST, &MEMORY, &WORKING_SET];
+/// The stored pages of the disk that the guest writes to.
+pub(super) const DISK_PAGES: Kind = Kind {
+    id: 7,
+    name: "disk data",
+    version: 1,
+    limit: u64::MAX,
+    skippable: false,
+};
+/// [`LayerIndex`](crate::memory::LayerIndex) of that disk, a base. A snapshot of a guest without one
+/// has neither.
+pub(super) const DISK: Kind = Kind {
+    id: 8,
+    name: "disk index",
+    version: 1,
+    limit: 1024 * MIB,
+    skippable: false,
+};
+
+const KNOWN: [&Kind; 8] = [
+    &PAGES,
+    &MANIFEST,
+    &STATE,
+    &GUEST,
+    &MEMORY,
+    &WORKING_SET,
+    &DISK_PAGES,
+    &DISK,
+];
 
 /// What the section is: `None` if it is not known and can be passed over.
 pub(super) fn kind_of(section: &Section) -> Result<Option<&'static Kind>, FormatError> {
@@ -108,7 +142,7 @@ impl IdHasher {
         Self(blake3::Hasher::new_derive_key("ember snapshot id, v1"))
     }
 
-    /// Adds the head of a section. Its content follows, in pieces, unless it is page data.
+    /// Adds the head of a section. Its content follows, in pieces, unless it is pages.
     pub(super) fn section(&mut self, section: &Section) {
         self.0.update(&section.id.to_le_bytes());
         self.0.update(&section.version.to_le_bytes());

@@ -8,6 +8,7 @@ use crate::memory::LayerKind;
 use crate::pages::{PAGE_SIZE, PageSet};
 
 mod chains;
+mod disks;
 mod hostile;
 mod sample;
 
@@ -17,6 +18,7 @@ fn base_bytes() -> Vec<u8> {
     write(
         &mut out,
         Memory::Base(&sample::base_image()),
+        None,
         &sample::contents(),
     )
     .unwrap();
@@ -32,7 +34,7 @@ fn diff_bytes() -> Vec<u8> {
         current: &sample::diff_image(),
         changed: &PageSet::all(sample::PAGES * PAGE_SIZE),
     };
-    write(&mut out, memory, &sample::contents()).unwrap();
+    write(&mut out, memory, None, &sample::contents()).unwrap();
     out.into_inner()
 }
 
@@ -118,7 +120,12 @@ fn what_contradicts_itself_is_not_written() {
     let refused = |change: fn(&mut Contents)| {
         let mut contents = sample::contents();
         change(&mut contents);
-        let result = write(Cursor::new(Vec::new()), Memory::Base(&image), &contents);
+        let result = write(
+            Cursor::new(Vec::new()),
+            Memory::Base(&image),
+            None,
+            &contents,
+        );
         assert!(
             matches!(result, Err(WriteError::Contradiction(_))),
             "{result:?}"
@@ -136,7 +143,12 @@ fn what_contradicts_itself_is_not_written() {
     });
     let mut contents = sample::contents();
     contents.guest = vec![0; (16 << 20) + 1];
-    let result = write(Cursor::new(Vec::new()), Memory::Base(&image), &contents);
+    let result = write(
+        Cursor::new(Vec::new()),
+        Memory::Base(&image),
+        None,
+        &contents,
+    );
     assert!(
         matches!(result, Err(WriteError::TooLarge { .. })),
         "{result:?}"
@@ -148,21 +160,24 @@ fn a_file_is_there_whole_or_not_at_all() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("a.ember");
     let image = sample::base_image();
-    let id = write_file(&path, Memory::Base(&image), &sample::contents()).unwrap();
+    let id = write_file(&path, Memory::Base(&image), None, &sample::contents()).unwrap();
     assert_eq!(SnapshotFile::open(&path).unwrap().snapshot().id, id);
     assert_eq!(fs::read(&path).unwrap(), base_bytes());
     // A write that fails leaves what was there before, and nothing beside it.
     let mut contents = sample::contents();
     contents.guest = vec![0; (16 << 20) + 1];
-    write_file(&path, Memory::Base(&image), &contents).unwrap_err();
+    write_file(&path, Memory::Base(&image), None, &contents).unwrap_err();
     assert_eq!(fs::read(&path).unwrap(), base_bytes());
     assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     // One that succeeds replaces it.
     let diff = Memory::Base(&sample::diff_image());
-    assert_ne!(write_file(&path, diff, &sample::contents()).unwrap(), id);
+    assert_ne!(
+        write_file(&path, diff, None, &sample::contents()).unwrap(),
+        id
+    );
 
     let nowhere = directory.path().join("missing/a.ember");
-    let error = write_file(&nowhere, Memory::Base(&image), &sample::contents()).unwrap_err();
+    let error = write_file(&nowhere, Memory::Base(&image), None, &sample::contents()).unwrap_err();
     assert!(error.to_string().contains("missing"), "{error}");
 }
 
@@ -201,7 +216,11 @@ fn what_cannot_be_opened_is_named() {
 fn the_format_is_the_one_of_the_golden_files() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     let mut wrong = Vec::new();
-    for (name, written) in [("base.ember", base_bytes()), ("diff.ember", diff_bytes())] {
+    for (name, written) in [
+        ("base.ember", base_bytes()),
+        ("diff.ember", diff_bytes()),
+        ("disk.ember", disks::bytes()),
+    ] {
         let path = directory.join(name);
         if std::env::var_os("EMBER_WRITE_GOLDEN").is_some() {
             fs::write(&path, &written).unwrap();
@@ -217,7 +236,7 @@ fn the_format_is_the_one_of_the_golden_files() {
          (FORMAT_VERSION), so that snapshots on disk are refused instead of misunderstood, say so \
          in docs/snapshots.md, and then run this test once with EMBER_WRITE_GOLDEN=1"
     );
-    for name in ["base.ember", "diff.ember"] {
+    for name in ["base.ember", "diff.ember", "disk.ember"] {
         let file = SnapshotFile::open(&directory.join(name)).unwrap();
         let snapshot = file.snapshot();
         assert_eq!(snapshot.contents, with_filled_in(snapshot));

@@ -11,6 +11,9 @@ use super::{FormatError, Parent, encode_state};
 use crate::memory::{LayerIndex, LayerKind, MemoryError, MemoryImage, write_base, write_diff};
 use crate::pages::{PAGE_SIZE, PageSet};
 
+/// What fails when a disk cannot be read.
+const READING_DISK: &str = "read a guest's disk";
+
 /// How much page data goes to the file in one call.
 const BUFFER_BYTES: usize = 1 << 20;
 
@@ -104,10 +107,13 @@ pub enum WriteError {
 
 /// Writes a snapshot to the file `path`, which is then complete and on disk, or not there.
 ///
-/// What the manifest says of the memory's hash and of a parent is filled in here.
+/// `disk` is what the guest has written to a disk of its own: all of it is written, whatever the
+/// memory is based on, and nobody may change it meanwhile. What the manifest says of the memory's hash
+/// and of a parent is filled in here.
 pub fn write_file(
     path: &Path,
     memory: Memory<'_>,
+    disk: Option<&File>,
     contents: &Contents,
 ) -> Result<SnapshotId, WriteError> {
     let io_error = |action, path: &Path| {
@@ -127,7 +133,7 @@ pub fn write_file(
         .prefix(".partial-")
         .tempfile_in(directory)
         .map_err(io_error("create a file in", directory))?;
-    let id = write(temporary.as_file_mut(), memory, contents)?;
+    let id = write(temporary.as_file_mut(), memory, disk, contents)?;
     temporary
         .as_file()
         .sync_all()
@@ -140,10 +146,11 @@ pub fn write_file(
     Ok(id)
 }
 
-/// Writes a snapshot to `out`, which is empty.
+/// Writes a snapshot to `out`, which is empty, as [`write_file`] does.
 pub fn write<W: Write + Seek>(
     out: W,
     memory: Memory<'_>,
+    disk: Option<&File>,
     contents: &Contents,
 ) -> Result<SnapshotId, WriteError> {
     let image = memory.current();
@@ -166,7 +173,10 @@ pub fn write<W: Write + Seek>(
             ..
         } => write_diff(parent, current, changed, out)?,
     };
-    Sections::new(out, &index)?.finish(&contents, &index)
+    let mut sections = Sections::new(out);
+    sections.pages(&sections::PAGES, &index)?;
+    let disk_index = disk.map(|disk| sections.disk(disk)).transpose()?;
+    sections.finish(&contents, &index, disk_index.as_ref())
 }
 
 /// The sections behind the page data.
@@ -178,17 +188,30 @@ struct Sections<W: Write + Seek> {
 }
 
 impl<W: Write + Seek> Sections<W> {
-    /// `out` stands at the end of the page data.
-    fn new(out: BufWriter<W>, index: &LayerIndex) -> Result<Self, WriteError> {
-        let length = index.stored_pages() * PAGE_SIZE;
-        let mut sections = Self {
+    /// `out` stands at the end of the memory's pages, which follow the header.
+    fn new(out: BufWriter<W>) -> Self {
+        Self {
             out,
             id: IdHasher::new(),
             written: Vec::new(),
             position: HEADER_BYTES as u64,
-        };
-        sections.entry(&sections::PAGES, length, 0)?;
-        Ok(sections)
+        }
+    }
+
+    /// Notes that the pages of `index` have been written.
+    fn pages(&mut self, kind: &Kind, index: &LayerIndex) -> Result<(), WriteError> {
+        self.entry(kind, index.stored_pages() * PAGE_SIZE, 0)
+    }
+
+    /// Writes the pages of a disk.
+    fn disk(&mut self, disk: &File) -> Result<LayerIndex, WriteError> {
+        let bytes = disk
+            .metadata()
+            .map_err(MemoryError::io(READING_DISK))?
+            .len();
+        let (index, _) = crate::memory::write_file(disk, bytes, READING_DISK, &mut self.out)?;
+        self.pages(&sections::DISK_PAGES, &index)?;
+        Ok(index)
     }
 
     fn entry(&mut self, kind: &Kind, length: u64, checksum: u32) -> Result<(), WriteError> {
@@ -220,7 +243,12 @@ impl<W: Write + Seek> Sections<W> {
         Ok(())
     }
 
-    fn finish(mut self, contents: &Contents, index: &LayerIndex) -> Result<SnapshotId, WriteError> {
+    fn finish(
+        mut self,
+        contents: &Contents,
+        index: &LayerIndex,
+        disk: Option<&LayerIndex>,
+    ) -> Result<SnapshotId, WriteError> {
         let mut manifest =
             serde_json::to_vec_pretty(&contents.manifest).map_err(WriteError::Manifest)?;
         manifest.push(b'\n');
@@ -231,6 +259,9 @@ impl<W: Write + Seek> Sections<W> {
         self.section(&sections::MEMORY, &index.encode())?;
         if let Some(working_set) = &contents.working_set {
             self.section(&sections::WORKING_SET, &working_set.encode())?;
+        }
+        if let Some(disk) = disk {
+            self.section(&sections::DISK, &disk.encode())?;
         }
         let header = Header {
             file_bytes: self.position,

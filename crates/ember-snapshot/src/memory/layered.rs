@@ -40,7 +40,7 @@ impl LayeredMemory {
 
     /// Calls `visit` with the offset and the content of everything that is stored, in ascending
     /// order and in chunks.
-    pub(super) fn read_pieces(
+    pub(crate) fn read_pieces(
         &self,
         mut visit: impl FnMut(u64, &[u8]) -> Result<(), MemoryError>,
     ) -> Result<(), MemoryError> {
@@ -51,7 +51,7 @@ impl LayeredMemory {
                     buffer.resize(usize::try_from(run.bytes()).map_err(io::Error::other)?, 0);
                     self.read_at(run.offset(), buffer)
                 };
-                read(&mut buffer).map_err(MemoryError::io("read a layer of a guest's memory"))?;
+                read(&mut buffer).map_err(MemoryError::io("read the pages of a snapshot"))?;
                 visit(run.offset(), &buffer)?;
             }
         }

@@ -12,7 +12,7 @@ mod image;
 mod index;
 mod layer;
 mod layered;
-mod sparse;
+pub(crate) mod sparse;
 mod write;
 
 use std::io;
@@ -25,6 +25,7 @@ pub use image::MemoryImage;
 pub use index::{InvalidChain, PageIndex, Piece};
 pub use layer::{Content, Extent, InvalidIndex, Layer, LayerIndex, LayerKind};
 pub use layered::LayeredMemory;
+pub(crate) use write::write_file;
 pub use write::{LayerWriter, write_base, write_diff};
 
 /// How much is read, checked or copied at a time.
@@ -85,7 +86,7 @@ pub enum MemoryError {
 }
 
 impl MemoryError {
-    fn io(action: &'static str) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn io(action: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { action, source }
     }
 
@@ -108,7 +109,7 @@ fn checked_size(bytes: u64) -> Result<u64, MemoryError> {
 }
 
 /// Whether a page, or several, hold nothing but zeroes.
-fn is_zero(bytes: &[u8]) -> bool {
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     // The C library's comparison is fast also where the compiler does not optimize.
     static ZEROES: [u8; PAGE_SIZE as usize] = [0; PAGE_SIZE as usize];
     bytes

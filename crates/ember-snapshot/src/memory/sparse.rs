@@ -40,7 +40,7 @@ pub(super) fn data_runs(
 }
 
 /// Calls `visit` with the first page and the content of the runs, at most a chunk at a time.
-pub(super) fn read_runs<E: From<io::Error>>(
+pub(crate) fn read_runs<E: From<io::Error>>(
     file: &File,
     bytes: u64,
     mut visit: impl FnMut(u64, &[u8]) -> Result<(), E>,
@@ -66,7 +66,7 @@ pub(super) fn read_runs<E: From<io::Error>>(
 }
 
 /// Copies what is in `from` to the same place in `to`, which is empty; holes stay holes.
-pub(super) fn copy(from: &File, to: &File, bytes: u64) -> io::Result<()> {
+pub(crate) fn copy(from: &File, to: &File, bytes: u64) -> io::Result<()> {
     data_runs(from, bytes, |run| {
         let end = run.offset() + run.bytes();
         let mut position = run.offset();

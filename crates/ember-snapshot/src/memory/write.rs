@@ -1,9 +1,10 @@
 //! Writing layers.
 
+use std::fs::File;
 use std::io::{self, Write};
 
 use super::layer::{Content, Extent, LayerIndex, LayerKind};
-use super::{CHUNK_BYTES, MemoryError, MemoryImage, checked_size, is_zero};
+use super::{CHUNK_BYTES, MemoryError, MemoryImage, checked_size, is_zero, sparse};
 use crate::pages::{PAGE_SIZE, PageRun, PageSet};
 use crate::source::PageSource;
 
@@ -57,7 +58,7 @@ impl<W: Write> LayerWriter<W> {
         }
         self.out
             .write_all(bytes)
-            .map_err(MemoryError::io("write a layer of a guest's memory"))?;
+            .map_err(MemoryError::io("write the pages of a snapshot"))?;
         let first = self.checksums.len() as u64;
         self.checksums.push(crc32c::crc32c(bytes));
         self.extend(run, Content::Stored { first });
@@ -86,18 +87,28 @@ impl<W: Write> LayerWriter<W> {
 
 /// Writes all of `image` as a base to `out`.
 pub fn write_base<W: Write>(image: &MemoryImage, out: W) -> Result<(LayerIndex, W), MemoryError> {
-    let mut writer = LayerWriter::new(out, image.bytes(), LayerKind::Base)?;
-    image
-        .visit(|first, bytes| {
-            for (number, page) in (first..).zip(bytes.as_chunks().0) {
-                writer.page(number, page).map_err(Stop::Write)?;
-            }
-            Ok(())
-        })
-        .map_err(|stop| match stop {
-            Stop::Write(error) => error,
-            Stop::Read(source) => MemoryError::io("read a file in memory")(source),
-        })?;
+    write_file(image.file(), image.bytes(), "read a file in memory", out)
+}
+
+/// Writes what is in `file`, of `bytes` bytes, as a base to `out`. `reading` is what fails when it
+/// cannot be read.
+pub(crate) fn write_file<W: Write>(
+    file: &File,
+    bytes: u64,
+    reading: &'static str,
+    out: W,
+) -> Result<(LayerIndex, W), MemoryError> {
+    let mut writer = LayerWriter::new(out, bytes, LayerKind::Base)?;
+    sparse::read_runs(file, bytes, |first, bytes| {
+        for (number, page) in (first..).zip(bytes.as_chunks().0) {
+            writer.page(number, page).map_err(Stop::Write)?;
+        }
+        Ok(())
+    })
+    .map_err(|stop| match stop {
+        Stop::Write(error) => error,
+        Stop::Read(source) => MemoryError::io(reading)(source),
+    })?;
     Ok(writer.finish())
 }
 

@@ -47,11 +47,12 @@ fn guest() -> Guest {
             place: b"/v".to_vec(),
             file: b"/f".to_vec(),
         }],
+        has_overlay_disk: true,
     }
 }
 
 /// Templates on disk have this: do not just update it, but raise `VERSION`.
-const GOLDEN: &[u8] = b"\x05\0\
+const GOLDEN: &[u8] = b"\x06\0\
     \x02\x02\x07\x05ember\
     \x02/a\
     \x01\x06python\x01\x02py\x01\x02py\x01\x07python3\x01\x043.11\x01\x07python3\
@@ -61,7 +62,8 @@ const GOLDEN: &[u8] = b"\x05\0\
     \x01\x01\x80\xca\xb5\xee\x01\
     \x80\x80\x40\
     \x01\x06python\
-    \x01\x02/v\x02/f";
+    \x01\x02/v\x02/f\
+    \x01";
 
 #[test]
 fn the_section_is_written_as_it_always_was() {
@@ -79,10 +81,10 @@ fn what_is_no_section_is_refused() {
         Guest::decode(&longer),
         Err(GuestError::Damaged(None))
     ));
-    let other = [b"\x06\0", &GOLDEN[2..]].concat();
+    let other = [b"\x07\0", &GOLDEN[2..]].concat();
     assert!(matches!(
         Guest::decode(&other),
-        Err(GuestError::Version { found: 6 })
+        Err(GuestError::Version { found: 7 })
     ));
     assert!(matches!(
         Guest::decode(&vec![1; LIMIT + 1]),

@@ -11,7 +11,7 @@ use nix::mount::{MsFlags, mount};
 use nix::unistd::{chdir, chroot};
 
 use super::BootError;
-use super::parameters::Parameters;
+use super::parameters::{Overlay, Parameters};
 
 /// The file system of cgroups, and where it is.
 const CGROUP: &str = "cgroup2";
@@ -50,12 +50,16 @@ fn quiet() -> MsFlags {
     MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC
 }
 
-/// Mounts the root read-only with a layer of memory over it, and makes that the root directory.
+/// Of a disk that is written to, and forgotten with its guest. What is removed is given back to the
+/// host; nobody waits for what would only matter after a loss of power.
+const DISK_OPTIONS: &str = "nobarrier,discard";
+
+/// Mounts the root read-only with a layer over it that is written to, and makes that the root
+/// directory.
 pub(super) fn switch_to(device: &Path, parameters: &Parameters) -> Result<(), BootError> {
     wait_for(device)?;
     mount_root(device, parameters.root_type.as_deref())?;
-    let memory = format!("mode=0755,size={}", parameters.overlay);
-    attach("tmpfs", UPPER, "tmpfs", MsFlags::empty(), Some(&memory))?;
+    mount_upper(&parameters.overlay)?;
     let layers: [String; 4] = ["data", "work", "tmp", "shm"].map(|name| format!("{UPPER}/{name}"));
     for layer in &layers {
         directory(layer, 0o755)?;
@@ -79,7 +83,14 @@ pub(super) fn switch_to(device: &Path, parameters: &Parameters) -> Result<(), Bo
     for (layer, target) in [(temporary, "/tmp"), (shared, "/dev/shm")] {
         let target = format!("{MERGED}{target}");
         directory(&target, 0o755)?;
-        bind(&layer, &target)?;
+        match &parameters.overlay {
+            // What is shared memory stays memory.
+            Overlay::Device(_) if target.ends_with("/shm") => {
+                let plain = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+                attach("tmpfs", &target, "tmpfs", plain, Some("mode=1777,size=50%"))?;
+            }
+            _ => bind(&layer, &target)?,
+        }
     }
     let failed = |errno| BootError::SwitchRoot {
         path: MERGED.into(),
@@ -177,6 +188,33 @@ pub(super) fn wait_for(device: &Path) -> Result<(), BootError> {
                     source,
                 });
             }
+        }
+    }
+}
+
+/// Mounts what is written to.
+fn mount_upper(overlay: &Overlay) -> Result<(), BootError> {
+    match overlay {
+        Overlay::Memory(size) => {
+            let memory = format!("mode=0755,size={size}");
+            attach("tmpfs", UPPER, "tmpfs", MsFlags::empty(), Some(&memory))
+        }
+        Overlay::Device(device) => {
+            wait_for(device)?;
+            directory(UPPER, 0o755)?;
+            let options = Some(DISK_OPTIONS);
+            mount(
+                Some(device),
+                UPPER,
+                Some("ext4"),
+                MsFlags::MS_NOATIME,
+                options,
+            )
+            .map_err(|errno| BootError::Mount {
+                what: format!("{} as ext4", device.display()),
+                target: UPPER.into(),
+                errno,
+            })
         }
     }
 }

@@ -17,12 +17,21 @@ pub(super) struct Parameters {
     pub(super) root_type: Option<String>,
     /// `ember.port`: the host's vsock port.
     pub(super) port: u32,
-    /// `ember.overlay`: how much may be written over the root, as tmpfs(5) takes it.
-    pub(super) overlay: String,
+    /// `ember.overlay`: where what is written over the root is kept.
+    pub(super) overlay: Overlay,
     /// `ember.hostname`.
     pub(super) hostname: Option<String>,
     /// `ember.volume`: the block device of each volume, and the path that it is at.
     pub(super) volumes: Vec<(PathBuf, PathBuf)>,
+}
+
+/// Where what is written over the root is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Overlay {
+    /// In memory, at most so much as tmpfs(5) takes it.
+    Memory(String),
+    /// On the ext4 file system of a block device.
+    Device(PathBuf),
 }
 
 /// A parameter that cannot be.
@@ -43,7 +52,7 @@ impl Parameters {
             root: None,
             root_type: None,
             port: 1024,
-            overlay: "50%".to_owned(),
+            overlay: Overlay::Memory("50%".to_owned()),
             hostname: None,
             volumes: Vec::new(),
         };
@@ -71,8 +80,13 @@ impl Parameters {
                     Ok(port) => parameters.port = port,
                     Err(_) => return refuse("a port"),
                 },
-                "overlay" if is_size(value) => parameters.overlay = value.to_owned(),
-                "overlay" => return refuse("a size such as 512m or 50%"),
+                "overlay" if is_size(value) => {
+                    parameters.overlay = Overlay::Memory(value.to_owned());
+                }
+                "overlay" if value.starts_with("/dev/") => {
+                    parameters.overlay = Overlay::Device(value.into());
+                }
+                "overlay" => return refuse("a size such as 512m or 50%, or a block device"),
                 "hostname" if is_word(value) && value.len() <= MAX_HOSTNAME => {
                     parameters.hostname = Some(value.to_owned());
                 }
@@ -116,7 +130,7 @@ mod tests {
             root: Some("/dev/vda".into()),
             root_type: Some("erofs".into()),
             port: 5000,
-            overlay: "64m".into(),
+            overlay: Overlay::Memory("64m".into()),
             hostname: Some("box-1".into()),
             volumes: vec![
                 ("/dev/vdb".into(), "/a b".into()),
@@ -130,7 +144,7 @@ mod tests {
     fn nothing_given_is_the_default() {
         let parameters = Parameters::parse(b"quiet ember ember.other=1 \xff").unwrap();
         assert_eq!(parameters.port, 1024);
-        assert_eq!(parameters.overlay, "50%");
+        assert_eq!(parameters.overlay, Overlay::Memory("50%".to_owned()));
         assert_eq!(parameters.root, None);
     }
 
@@ -142,6 +156,8 @@ mod tests {
                 .port,
             2
         );
+        let parameters = Parameters::parse(b"ember.overlay=1g ember.overlay=/dev/vdb").unwrap();
+        assert_eq!(parameters.overlay, Overlay::Device("/dev/vdb".into()));
     }
 
     #[test]
@@ -154,6 +170,7 @@ mod tests {
             "ember.overlay=",
             "ember.overlay=%",
             "ember.overlay=1m,mode=777",
+            "ember.overlay=vdb",
             "ember.hostname=",
             "ember.hostname=a/b",
             "ember.rootfstype=a,b",

@@ -7,6 +7,7 @@
 use std::time::{Duration, Instant};
 
 use nix::libc;
+use nix::sys::statfs::{EXT4_SUPER_MAGIC, statfs};
 
 use crate::agent::sys::Reaped;
 use crate::agent::tree::Tree;
@@ -23,6 +24,8 @@ pub(super) struct Watch {
     limits: Limits,
     /// What its tree had used before the command began.
     before: (Duration, Duration),
+    /// What was on the disk before, if what is written goes to one.
+    disk_before: Option<u64>,
     /// When to look again, if ever.
     pub(super) next: Option<Instant>,
     /// The limit that ended it.
@@ -39,6 +42,7 @@ impl Watch {
         let mut watch = Self {
             limits,
             before: counted.unwrap_or_default(),
+            disk_before: used_disk(),
             next: None,
             hit: None,
             output: 0,
@@ -57,6 +61,16 @@ impl Watch {
         };
         let processors = std::thread::available_parallelism().map_or(1, |it| it.get() as u32);
         (limit.saturating_sub(used) / processors).clamp(SHORTEST, LOOK)
+    }
+
+    /// Bytes of the files that it wrote. Nobody knows whose the files on a disk are: what there is
+    /// more of them than before counts, whoever wrote it.
+    fn disk(&self, tree: &Tree) -> u64 {
+        let written = self
+            .disk_before
+            .zip(self.disk_before.and_then(|_| used_disk()));
+        let written = written.map_or(0, |(before, now)| now.saturating_sub(before));
+        tree.disk().saturating_add(written)
     }
 
     fn used(&self, tree: &Tree) -> Option<(Duration, Duration)> {
@@ -80,7 +94,7 @@ impl Watch {
             Some(LimitHit::CpuTime)
         } else if limits.processes.is_some() && tree.ran_out_of_processes() {
             Some(LimitHit::Processes)
-        } else if limits.disk.is_some_and(|limit| tree.disk() > limit) {
+        } else if limits.disk.is_some_and(|limit| self.disk(tree) > limit) {
             Some(LimitHit::Disk)
         } else {
             None
@@ -126,7 +140,7 @@ impl Watch {
             processes: tree.processes().unwrap_or(0),
             peak_processes: tree.peak_processes().unwrap_or(0),
             output: self.output,
-            disk: tree.disk(),
+            disk: self.disk(tree),
         }
     }
 
@@ -148,7 +162,7 @@ impl Watch {
                 Some(LimitHit::CpuTime)
             } else if limits.file_size.is_some() && signal(libc::SIGXFSZ) {
                 Some(LimitHit::FileSize)
-            } else if limits.disk.is_some_and(|limit| tree.disk() > limit) {
+            } else if limits.disk.is_some_and(|limit| self.disk(tree) > limit) {
                 Some(LimitHit::Disk)
             } else {
                 None
@@ -163,7 +177,18 @@ impl Watch {
             peak_memory: tree.peak_memory().unwrap_or(reaped.peak_rss),
             peak_processes: tree.peak_processes().unwrap_or(0),
             output: self.output,
-            disk: tree.disk(),
+            disk: self.disk(tree),
         }
     }
+}
+
+/// How many bytes are taken of the disk that is written to, if what is written goes to one. It is the
+/// one file system of that kind with a place that everybody may write to.
+fn used_disk() -> Option<u64> {
+    let disk = statfs("/tmp").ok()?;
+    if disk.filesystem_type() != EXT4_SUPER_MAGIC {
+        return None;
+    }
+    let blocks = disk.blocks().saturating_sub(disk.blocks_free());
+    Some(blocks.saturating_mul(u64::try_from(disk.block_size()).ok()?))
 }

@@ -7,7 +7,7 @@ use crate::memory::{MemoryBuilder, MemoryImage};
 fn build(directory: &Path, depth: u8) -> MemoryImage {
     let mut below = sample::base_image();
     let path = |number: u8| directory.join(format!("{number}.ember"));
-    write_file(&path(0), Memory::Base(&below), &sample::contents()).unwrap();
+    write_file(&path(0), Memory::Base(&below), None, &sample::contents()).unwrap();
     for number in 1..=depth {
         let mut builder = MemoryBuilder::from_image(&below).unwrap();
         let offset = u64::from(number % 8) * PAGE_SIZE;
@@ -19,7 +19,7 @@ fn build(directory: &Path, depth: u8) -> MemoryImage {
             current: &current,
             changed: &PageSet::all(current.bytes()),
         };
-        write_file(&path(number), memory, &sample::contents()).unwrap();
+        write_file(&path(number), memory, None, &sample::contents()).unwrap();
         below = current;
     }
     below
@@ -65,7 +65,7 @@ fn a_chain_of_ten_is_loaded_and_compacted() {
         current: &memory,
         changed: &PageSet::new(),
     };
-    write_file(&child, diff, &sample::contents()).unwrap();
+    write_file(&child, diff, None, &sample::contents()).unwrap();
     let chain = Chain::open(&child, |_| Ok(compact.clone())).unwrap();
     assert_eq!(
         chain.load().unwrap().compute_hash().unwrap(),
@@ -99,7 +99,7 @@ fn a_circle_ends() {
         current: &image,
         changed: &PageSet::new(),
     };
-    write_file(&path, diff, &sample::contents()).unwrap();
+    write_file(&path, diff, None, &sample::contents()).unwrap();
     let error = Chain::open(&path, in_directory(directory.path())).unwrap_err();
     assert!(matches!(error, ChainError::TooLong), "{error}");
 }

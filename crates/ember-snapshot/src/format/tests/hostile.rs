@@ -7,13 +7,13 @@ use crate::format::container::Section;
 use crate::format::sections::{self, IdHasher};
 
 /// A file with these sections (id, version, skippable, content) and everything right about its
-/// frame. Page data has id 1.
+/// frame. Page data has id 1, and that of a disk 7.
 fn crafted(sections: &[(u32, u16, bool, &[u8])]) -> Vec<u8> {
     let mut body: Vec<u8> = Vec::new();
     let mut id = IdHasher::new();
     let mut written = Vec::new();
     for &(number, version, skippable, content) in sections {
-        let data = number == sections::PAGES.id;
+        let data = [sections::PAGES.id, sections::DISK_PAGES.id].contains(&number);
         let section = Section {
             id: number,
             version,
@@ -58,7 +58,15 @@ fn parts(bytes: &[u8]) -> Vec<(u32, u16, bool, Vec<u8>)> {
 
 /// The sample's base with its sections changed by `change`.
 fn altered(change: impl FnOnce(&mut Vec<(u32, u16, bool, Vec<u8>)>)) -> Vec<u8> {
-    let mut parts = parts(&base_bytes());
+    altered_from(&base_bytes(), change)
+}
+
+/// A file with its sections changed by `change`.
+pub(super) fn altered_from(
+    bytes: &[u8],
+    change: impl FnOnce(&mut Vec<(u32, u16, bool, Vec<u8>)>),
+) -> Vec<u8> {
+    let mut parts = parts(bytes);
     change(&mut parts);
     let borrowed: Vec<_> = parts
         .iter()
@@ -68,7 +76,7 @@ fn altered(change: impl FnOnce(&mut Vec<(u32, u16, bool, Vec<u8>)>)) -> Vec<u8> 
 }
 
 /// The content of section `id`.
-fn content(parts: &mut [(u32, u16, bool, Vec<u8>)], id: u32) -> &mut Vec<u8> {
+pub(super) fn content(parts: &mut [(u32, u16, bool, Vec<u8>)], id: u32) -> &mut Vec<u8> {
     &mut parts.iter_mut().find(|part| part.0 == id).unwrap().3
 }
 
