@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-use super::hostile::{altered_from, content};
+use super::hostile::{Part, altered_from, content};
 use super::*;
 use crate::disk;
 
@@ -97,7 +97,7 @@ fn a_damaged_page_is_noticed_when_it_is_read() {
 
 #[test]
 fn a_disk_and_its_index_belong_together() {
-    let refused = |change: fn(&mut Vec<(u32, u16, bool, Vec<u8>)>)| {
+    let refused = |change: fn(&mut Vec<Part>)| {
         let error = decode(&altered_from(&bytes(), change)).unwrap_err();
         assert!(
             matches!(

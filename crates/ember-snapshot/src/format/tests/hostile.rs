@@ -6,6 +6,9 @@ use super::*;
 use crate::format::container::Section;
 use crate::format::sections::{self, IdHasher};
 
+/// A section: id, version, whether it is skippable, and content.
+pub(super) type Part = (u32, u16, bool, Vec<u8>);
+
 /// A file with these sections (id, version, skippable, content) and everything right about its
 /// frame. Page data has id 1, and that of a disk 7.
 fn crafted(sections: &[(u32, u16, bool, &[u8])]) -> Vec<u8> {
@@ -40,7 +43,7 @@ fn crafted(sections: &[(u32, u16, bool, &[u8])]) -> Vec<u8> {
 }
 
 /// The sections of the sample's base.
-fn parts(bytes: &[u8]) -> Vec<(u32, u16, bool, Vec<u8>)> {
+fn parts(bytes: &[u8]) -> Vec<Part> {
     let header = bytes.first_chunk().unwrap();
     let header = Header::decode(header, bytes.len() as u64).unwrap();
     let range = |section: &Section| {
@@ -57,15 +60,12 @@ fn parts(bytes: &[u8]) -> Vec<(u32, u16, bool, Vec<u8>)> {
 }
 
 /// The sample's base with its sections changed by `change`.
-fn altered(change: impl FnOnce(&mut Vec<(u32, u16, bool, Vec<u8>)>)) -> Vec<u8> {
+fn altered(change: impl FnOnce(&mut Vec<Part>)) -> Vec<u8> {
     altered_from(&base_bytes(), change)
 }
 
 /// A file with its sections changed by `change`.
-pub(super) fn altered_from(
-    bytes: &[u8],
-    change: impl FnOnce(&mut Vec<(u32, u16, bool, Vec<u8>)>),
-) -> Vec<u8> {
+pub(super) fn altered_from(bytes: &[u8], change: impl FnOnce(&mut Vec<Part>)) -> Vec<u8> {
     let mut parts = parts(bytes);
     change(&mut parts);
     let borrowed: Vec<_> = parts
@@ -76,7 +76,7 @@ pub(super) fn altered_from(
 }
 
 /// The content of section `id`.
-pub(super) fn content(parts: &mut [(u32, u16, bool, Vec<u8>)], id: u32) -> &mut Vec<u8> {
+pub(super) fn content(parts: &mut [Part], id: u32) -> &mut Vec<u8> {
     &mut parts.iter_mut().find(|part| part.0 == id).unwrap().3
 }
 
