@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::lab::{self, Job, Machine, Output};
-use crate::{cargo, dirs, kernel, say, test};
+use crate::{cargo, dirs, kernel, languages_table, say, test};
 
 /// Columns of the table, by their names in the figures.
 const COLUMNS: [&str; 7] = ["name", "kind", "p50", "p99", "unit", "goal", "conditions"];
@@ -64,6 +64,9 @@ pub(crate) fn run(names: &[String]) -> Result<u8> {
     if !figures.is_empty() {
         print!("{}", table(&figures));
         say!("written: {}", path.display());
+        if let Some(readme) = languages_table::write(&figures)? {
+            say!("written: the languages in {}", readme.display());
+        }
     }
     if !failed.is_empty() {
         bail!("not measured: {}", failed.join(", "));

@@ -8,6 +8,7 @@ mod debian;
 mod dirs;
 mod kernel;
 mod lab;
+mod languages_table;
 mod licences;
 mod modules;
 // Included, not depended on: this crate must build while the monitor does not.

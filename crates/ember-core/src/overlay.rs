@@ -58,7 +58,7 @@ impl Overlay {
         }
     }
 
-    /// The same with the file in `directory`.
+    /// As much in a [file](Self::file) in `directory`.
     #[must_use]
     pub fn within(self, directory: impl Into<PathBuf>) -> Self {
         Self {

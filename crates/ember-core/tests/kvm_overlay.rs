@@ -12,6 +12,7 @@ use ember_core::{
     Assets, ByteSize, Code, Command, ErrorKind, ForkOptions, Image, LimitHit, Limits, LoadOptions,
     Overlay, Placement, Sandbox, Template, Verdict,
 };
+use tokio::time::timeout;
 
 const MIB: u64 = 1 << 20;
 /// The smallest there is: 126 MiB for the guest.
@@ -117,7 +118,7 @@ fn clones_begin_with_what_was_written_and_go_their_own_ways() {
         fs::create_dir(at(name)).unwrap();
     }
     use_kernels_and_images(&at("cache"));
-    let write = "mkdir /srv; yes warm | head -c 24M > /srv/warm; cksum < /srv/warm > /srv/sum";
+    let write = "mkdir /srv; yes warm | head -c 10M > /srv/warm; cksum < /srv/warm > /srv/sum";
     let check =
         "echo 3 > /proc/sys/vm/drop_caches; test \"$(cksum < /srv/warm)\" = \"$(cat /srv/sum)\"";
     let builder = || {
@@ -141,7 +142,7 @@ fn clones_begin_with_what_was_written_and_go_their_own_ways() {
             // Half of it is not on the disk yet.
             sh(
                 &one,
-                "yes one | head -c 8M > /srv/own; sync; echo one > /srv/who",
+                "yes one | head -c 3M > /srv/own; sync; echo one > /srv/who",
             )
             .await;
             sh(&other, "echo other > /srv/who; rm /srv/warm; sync").await;
@@ -149,13 +150,13 @@ fn clones_begin_with_what_was_written_and_go_their_own_ways() {
             assert_eq!(shows(&child).await, "one");
             sh(
                 &child,
-                &format!("{check}; echo child > /srv/who; yes child | head -c 8M > /srv/own"),
+                &format!("{check}; echo child > /srv/who; yes child | head -c 3M > /srv/own"),
             )
             .await;
             let grandchild = child.fork().await.unwrap();
             sh(
                 &grandchild,
-                "test \"$(yes child | head -c 8M | cksum)\" = \"$(cksum < /srv/own)\"; echo grandchild > /srv/who",
+                "test \"$(yes child | head -c 3M | cksum)\" = \"$(cksum < /srv/own)\"; echo grandchild > /srv/who",
             )
             .await;
             for (sandbox, name) in [
@@ -166,7 +167,7 @@ fn clones_begin_with_what_was_written_and_go_their_own_ways() {
             ] {
                 assert_eq!(shows(sandbox).await, name);
             }
-            sh(&one, "test \"$(yes one | head -c 8M | cksum)\" = \"$(cksum < /srv/own)\"").await;
+            sh(&one, "test \"$(yes one | head -c 3M | cksum)\" = \"$(cksum < /srv/own)\"").await;
 
             // In a file, as what is different in memory; and then in one that needs no other.
             let path = at("saved/it.ember");
@@ -180,10 +181,13 @@ fn clones_begin_with_what_was_written_and_go_their_own_ways() {
                 let clone = loaded.fork_with(options()).await.unwrap();
                 assert_eq!(shows(&clone).await, "child", "{round}");
                 sh(&clone, check).await;
-                sh(&clone, "test \"$(yes child | head -c 8M | cksum)\" = \"$(cksum < /srv/own)\"").await;
+                sh(&clone, "test \"$(yes child | head -c 3M | cksum)\" = \"$(cksum < /srv/own)\"").await;
                 clone.close().await;
                 Template::compact(&path).await.unwrap();
             }
+            let little = LoadOptions::new().overlay_limit(ByteSize::mib(127));
+            let error = Template::load_with(&path, little).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidRequest, "{error}");
             // The template is what it was; next time it comes from the cache.
             drop(template);
             template = builder().build().await.unwrap();
@@ -241,6 +245,25 @@ fn a_guest_that_writes_is_cloned_as_it_is_at_one_moment() {
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
         sh(&sandbox, check).await;
+
+        // Whoever does not wait for a clone leaves the guest as it was.
+        for milliseconds in [1, 5, 20, 60] {
+            let patience = Duration::from_millis(milliseconds);
+            let _ = timeout(patience, sandbox.fork()).await;
+            sh(&sandbox, "true").await;
+        }
+        // Whoever wants it to stand still meanwhile has that.
+        for milliseconds in [0, 10, 40] {
+            let (clone, ()) = tokio::join!(sandbox.fork(), async {
+                tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+                sandbox.pause().await.unwrap();
+                let still = timeout(Duration::from_millis(500), sandbox.ping());
+                assert!(still.await.is_err(), "{milliseconds}");
+                sandbox.resume().await.unwrap();
+            });
+            sh(&clone.unwrap(), "true").await;
+            sh(&sandbox, "true").await;
+        }
         sandbox.close().await;
     });
     assert!(is_empty(directory.path()));

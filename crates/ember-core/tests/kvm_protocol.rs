@@ -9,6 +9,10 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use common::{runtime, template};
 use ember_core::{ErrorKind, ForkOptions, Image, JsonProtocol, Placement, Sandbox};
+use ember_leak::LeakGate;
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -74,6 +78,9 @@ fn shell(script: &str) -> ember_core::Command {
 const SLEEPERS: &str = "grep -l '[s]leep(4321' /proc/[0-9]*/cmdline 2>/dev/null";
 /// Cgroups within those of commands.
 const NESTED: &str = "find /sys/fs/cgroup/ember/plain -mindepth 2 -type d";
+
+/// Directories with clients' programs.
+const FILES: &str = "find /home -path '*/.ember/json-*' -prune";
 
 /// How many lines a command writes.
 async fn count(sandbox: &Sandbox, script: &str) -> usize {
@@ -289,6 +296,339 @@ fn clients_are_answered_as_the_protocol_says() {
         remote.close().await;
         assert_eq!(last.0.read(&mut [0]).await.unwrap_or_default(), 0);
     });
+}
+
+/// The most bytes of a frame, of a program or input, and of an id.
+const MAX_FRAME: usize = 12 << 20;
+const MAX_PART: usize = 4 << 20;
+const MAX_ID: usize = 256;
+
+/// A request with one field changed, or without it.
+fn with(field: &str, value: Option<Value>) -> Value {
+    let mut request = request("1", "print(1)");
+    let fields = request.as_object_mut().unwrap();
+    match value {
+        Some(value) => drop(fields.insert(field.to_owned(), value)),
+        None => drop(fields.remove(field)),
+    }
+    request
+}
+
+/// Frames that are refused, and whether it is said whose they are.
+fn refused() -> Vec<(String, bool)> {
+    let mut all = Vec::new();
+    for field in ["id", "type", "language", "code", "timeout", "memory_limit"] {
+        all.push((with(field, None).to_string(), field != "id"));
+    }
+    for (field, value) in [
+        ("type", json!("run")),
+        ("type", json!(1)),
+        ("language", json!("")),
+        ("language", json!("x".repeat(65))),
+        ("code", json!(null)),
+        ("code", json!("%")),
+        // No padding; bits behind the end; another alphabet; a line.
+        ("code", json!("cHJpbnQoMSk")),
+        ("code", json!("cHJpbnQoMSl=")),
+        ("code", json!("-_8=")),
+        ("code", json!("cHJp\nbnQo")),
+        ("code", json!(STANDARD.encode(vec![b' '; MAX_PART + 1]))),
+        ("stdin", json!("%")),
+        ("stdin", json!({})),
+        ("stdin", json!(STANDARD.encode(vec![b' '; MAX_PART + 1]))),
+        ("timeout", json!(0)),
+        ("timeout", json!(-1)),
+        ("timeout", json!(1.5)),
+        ("timeout", json!("1")),
+        ("timeout", json!(3_600_001)),
+        ("memory_limit", json!(0)),
+        ("memory_limit", json!((1 << 20) - 1)),
+        ("memory_limit", json!((1_u64 << 40) + 1)),
+        ("memory_limit", json!("1")),
+        ("memory_limit", json!([])),
+        ("other", json!(1)),
+    ] {
+        all.push((with(field, Some(value)).to_string(), true));
+    }
+    for id in [
+        json!(1),
+        json!(""),
+        json!("x".repeat(MAX_ID + 1)),
+        Value::Null,
+    ] {
+        all.push((with("id", Some(id)).to_string(), false));
+    }
+    let valid = request("1", "print(1)").to_string();
+    let twice =
+        |field: &str, value: &str| valid.replacen('{', &format!("{{\"{field}\":{value},"), 1);
+    all.extend([
+        (twice("id", "\"2\""), false),
+        (twice("code", "\"\""), true),
+        ("{".to_owned(), false),
+        ("[]".to_owned(), false),
+        ("\"text\"".to_owned(), false),
+        (valid[..valid.len() - 1].to_owned(), false),
+        (format!("{valid}x"), false),
+        // Every field in its place, and no names.
+        (
+            json!(["1", "execute", "python", "", 1000, 1 << 27]).to_string(),
+            false,
+        ),
+        ("[".repeat(100_000), false),
+        (valid.replace("20000", &"[".repeat(100_000)), false),
+        (valid.replace("\"1\"", "\"\\ud800\""), false),
+    ]);
+    all
+}
+
+#[test]
+fn each_field_is_judged_and_each_end_is_told() {
+    runtime().block_on(async {
+        let template = template("python").placement(Placement::InProcess).build();
+        let sandbox = template.await.unwrap().fork().await.unwrap();
+        let _served = sandbox.json_protocol().await.unwrap();
+        assert_eq!(JsonProtocol::PORT, 52_000);
+        let mut client = Client::of(&sandbox).await;
+        for (frame, is_known) in refused() {
+            let shown: String = frame.chars().take(200).collect();
+            let answer = client.refused(frame.as_bytes()).await;
+            assert_eq!(answer["error"], "invalid_request", "{shown}: {answer}");
+            assert!(answer["message"].is_string(), "{shown}: {answer}");
+            let id = if is_known { json!("1") } else { Value::Null };
+            assert_eq!(answer["id"], id, "{shown}: {answer}");
+            assert_eq!(answer.as_object().unwrap().len(), 4, "{answer}");
+        }
+        assert_eq!(client.refused(b"\xff{}").await["error"], "invalid_request");
+
+        // Lengths that no frame has, and a frame of the greatest that one has.
+        for length in [0, MAX_FRAME as u32 + 1, u32::MAX] {
+            let mut other = Client::of(&sandbox).await;
+            other.0.write_u32(length).await.unwrap();
+            let answer = other.answer().await;
+            assert_eq!(answer["error"], "invalid_request", "{length}");
+            assert!(answer["id"].is_null(), "{length}");
+            assert_eq!(other.0.read(&mut [0]).await.unwrap(), 0, "{length}");
+        }
+        let mut frame = request("largest", "print(2)").to_string().into_bytes();
+        frame.resize(MAX_FRAME, b' ');
+        client.send(&frame).await;
+        assert_eq!(client.answer().await["type"], "ack");
+        assert_eq!(text(&client.answer().await["stdout"]), "2\n");
+        // In pieces, each by itself.
+        let frame = request("slow", "print(3)").to_string();
+        let whole = [&(frame.len() as u32).to_be_bytes()[..], frame.as_bytes()].concat();
+        for piece in [&whole[..1], &whole[1..3], &whole[3..9], &whole[9..]] {
+            client.0.write_all(piece).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(client.answer().await["type"], "ack");
+        assert_eq!(text(&client.answer().await["stdout"]), "3\n");
+        // Broken off, at either place.
+        for broken in [&[0, 0][..], b"\0\0\0\x09{", &[0, 0xc0, 0, 0, b'{']] {
+            let mut other = Client::of(&sandbox).await;
+            other.0.write_all(broken).await.unwrap();
+            other.0.shutdown().await.unwrap();
+            assert_eq!(other.0.read(&mut [0]).await.unwrap_or_default(), 0);
+        }
+
+        // Ids as they may be, and as they are told.
+        for id in ["x".repeat(MAX_ID), "\0".to_owned(), "ü\"\n".to_owned()] {
+            client.run(&request(&id, "")).await;
+        }
+
+        // Ends.
+        let out = client
+            .run(&request("signal", "import os; os.kill(os.getpid(), 9)"))
+            .await;
+        assert_eq!(
+            (&out["status"], &out["exit_code"]),
+            (&json!("runtime_error"), &json!(137)),
+            "{out}"
+        );
+        let mut late = request("late", "print('so far', flush=True)\nwhile True: pass");
+        late["timeout"] = 1500.into();
+        let out = client.run(&late).await;
+        assert_eq!(out["status"], "timeout");
+        assert_eq!(text(&out["stdout"]), "so far\n");
+        assert!(out["execution_time"].as_u64().unwrap() >= 1500, "{out}");
+        let mut least = request("least", "print(1)");
+        least["memory_limit"] = (1 << 20).into();
+        assert_eq!(client.run(&least).await["status"], "memory_exceeded");
+
+        // Programs at the length from which they are files, and such as no argument can be.
+        for length in [131_071, 131_072] {
+            let code = format!("print(4){}", " ".repeat(length - 8));
+            let out = client.run(&request("long", &code)).await;
+            assert_eq!(text(&out["stdout"]), "4\n", "{length}: {out}");
+        }
+        client.run(&request("zero", "x = 1\0")).await;
+        // Input at its longest, read and not.
+        let mut fed = request("fed", "import sys; print(len(sys.stdin.buffer.read()))");
+        fed["stdin"] = STANDARD.encode(vec![7; MAX_PART]).into();
+        assert_eq!(
+            text(&client.run(&fed).await["stdout"]),
+            format!("{MAX_PART}\n")
+        );
+        for code in ["pass", "import os, time; os.close(0); time.sleep(0.2)"] {
+            fed["code"] = STANDARD.encode(code).into();
+            assert_eq!(client.run(&fed).await["status"], "success", "{code}");
+        }
+        for stdin in [Value::Null, json!("")] {
+            let mut fed = request("no", "import sys; print(repr(sys.stdin.read()))");
+            fed["stdin"] = stdin;
+            assert_eq!(text(&client.run(&fed).await["stdout"]), "''\n");
+        }
+
+        // While one runs, another is answered.
+        let mut busy = Client::of(&sandbox).await;
+        let sleeper = request("sleeper", "import time; time.sleep(4321)");
+        busy.send(sleeper.to_string().as_bytes()).await;
+        assert_eq!(busy.answer().await["type"], "ack");
+        until_there_are(&sandbox, SLEEPERS, 1).await;
+        let out = client.run(&request("other", "print(5)")).await;
+        assert_eq!(text(&out["stdout"]), "5\n");
+        // Who says no more does not wait for an answer.
+        busy.0.shutdown().await.unwrap();
+        assert_eq!(busy.0.read(&mut [0]).await.unwrap_or_default(), 0);
+        until_there_are(&sandbox, SLEEPERS, 0).await;
+        // And leaves no file either.
+        let mut vanishing = Client::of(&sandbox).await;
+        let code = format!("#{}\nimport time; time.sleep(4321)", "x".repeat(200_000));
+        vanishing
+            .send(request("file", &code).to_string().as_bytes())
+            .await;
+        assert_eq!(vanishing.answer().await["type"], "ack");
+        until_there_are(&sandbox, FILES, 1).await;
+        drop(vanishing);
+        until_there_are(&sandbox, FILES, 0).await;
+        sandbox.close().await;
+    });
+}
+
+/// What a frame of the next test is to be answered with.
+#[derive(Debug, Clone)]
+enum Sent {
+    /// Anything: one answer, that it is refused.
+    Frame(Vec<u8>),
+    /// What ends the connection, with an answer.
+    Length(u32),
+}
+
+/// Random bytes, and requests in a language that there is not, of which some bytes are others.
+fn sent() -> impl Strategy<Value = Sent> {
+    let valid = request("1", "print(1)").to_string();
+    let valid = valid.replace("\"python\"", "\"zzzzzzzz\"").into_bytes();
+    let length = valid.len();
+    let changes = prop::collection::vec((0..length, any::<u8>()), 0..4);
+    let mutated = (changes, 1..=length).prop_map(move |(changes, end)| {
+        let mut bytes = valid.clone();
+        for (at, byte) in changes {
+            bytes[at] = byte;
+        }
+        // Most are whole.
+        bytes.truncate(if end % 4 == 0 { end } else { length });
+        Sent::Frame(bytes)
+    });
+    let bytes = prop::collection::vec(any::<u8>(), 1..200).prop_map(Sent::Frame);
+    let ending = prop_oneof![Just(0_u32), (MAX_FRAME as u32 + 1)..].prop_map(Sent::Length);
+    prop_oneof![10 => mutated, 10 => bytes, 1 => ending]
+}
+
+#[test]
+fn ten_thousand_random_requests_are_answered_and_leave_nothing() {
+    const REQUESTS: usize = 10_000;
+    /// Sent ahead of their answers.
+    const AHEAD: usize = 40;
+    ember_leak::isolated!(|| runtime().block_on(async {
+        let template = template("python").placement(Placement::InProcess).build();
+        let sandbox = template.await.unwrap().fork().await.unwrap();
+        let _served = sandbox.json_protocol().await.unwrap();
+        // Its threads and buffers are there from the first clients on.
+        for _ in 0..4 {
+            let mut client = Client::of(&sandbox).await;
+            client.run(&request("first", "print(1)")).await;
+        }
+        until_there_are(&sandbox, NESTED, 1).await;
+        let before = held(&sandbox).await;
+        let gate = LeakGate::arm().unwrap();
+
+        let mut runner = TestRunner::deterministic();
+        let requests = prop::collection::vec(sent(), AHEAD);
+        let mut answered = 0;
+        while answered < REQUESTS {
+            let all = requests.new_tree(&mut runner).unwrap().current();
+            let mut client = Client::of(&sandbox).await;
+            let mut bytes = Vec::new();
+            let mut wanted = 0;
+            let mut ends = false;
+            for sent in &all {
+                wanted += 1;
+                match sent {
+                    Sent::Frame(frame) => {
+                        bytes.extend((frame.len() as u32).to_be_bytes());
+                        bytes.extend(frame);
+                    }
+                    Sent::Length(length) => {
+                        bytes.extend(length.to_be_bytes());
+                        ends = true;
+                        break;
+                    }
+                }
+            }
+            client.0.write_all(&bytes).await.unwrap();
+            for _ in 0..wanted {
+                let answer = client.answer().await;
+                assert_eq!(answer["type"], "error", "{answer}: {all:?}");
+                let error = answer["error"].as_str().unwrap();
+                assert!(
+                    ["invalid_request", "unsupported_language"].contains(&error),
+                    "{answer}: {all:?}"
+                );
+            }
+            answered += wanted;
+            if ends {
+                assert_eq!(client.0.read(&mut [0]).await.unwrap(), 0);
+            }
+        }
+        // No more answers than that.
+        let mut client = Client::of(&sandbox).await;
+        client.refused(b"{").await;
+        let more = tokio::time::timeout(Duration::from_millis(300), client.0.read_u8());
+        assert!(more.await.is_err());
+        let out = client.run(&request("last", "print('well')")).await;
+        assert_eq!(text(&out["stdout"]), "well\n");
+        drop(client);
+        gate.check().unwrap();
+        until_there_are(&sandbox, NESTED, 1).await;
+        let start = Instant::now();
+        loop {
+            let now = held(&sandbox).await;
+            // A MiB is what an allocator may keep.
+            if now[..2] == before[..2] && now[2] < before[2] + 1024 {
+                break;
+            }
+            assert!(
+                start.elapsed() < Duration::from_secs(10),
+                "{before:?}, and now {now:?}"
+            );
+        }
+        sandbox.close().await;
+    }));
+}
+
+/// Descriptors and threads of what serves, and its memory in KiB.
+async fn held(sandbox: &Sandbox) -> Vec<u64> {
+    let script = "p=$(pgrep -of 'ember-json serve'); ls /proc/$p/fd | wc -l; \
+                  ls /proc/$p/task | wc -l; sed -n 's/^VmRSS:[^0-9]*\\([0-9]*\\).*/\\1/p' /proc/$p/status";
+    let out = sandbox.exec(shell(script)).await.unwrap();
+    let numbers: Vec<u64> = out
+        .stdout
+        .to_string_lossy()
+        .lines()
+        .map(|line| line.trim().parse().unwrap())
+        .collect();
+    assert_eq!(numbers.len(), 3, "{out:?}");
+    numbers
 }
 
 #[test]

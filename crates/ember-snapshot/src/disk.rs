@@ -13,17 +13,19 @@ use crate::memory::{InvalidChain, Layer, LayeredMemory, MemoryError, is_zero, sp
 use crate::pages::PAGE_SIZE;
 
 /// Makes `to`, an empty file, one with the content of `from`. On a file system that can have two files
-/// share what they have in common (Btrfs, XFS, bcachefs) nothing is copied; elsewhere holes stay holes.
+/// share what they have in common (Btrfs, XFS, bcachefs) nothing is copied, but what of it is not on the
+/// medium yet is written there first; elsewhere holes stay holes.
 ///
 /// # Errors
 /// What the operating system says, that there is no room above all.
 pub fn copy(from: &File, to: &File) -> io::Result<()> {
     let bytes = from.metadata()?.len();
     match ioctl_ficlone(to, from) {
-        Ok(()) => return Ok(()),
+        // In whole, which the call does not promise (ioctl_ficlone(2)).
+        Ok(()) if to.metadata()?.len() == bytes => return Ok(()),
+        Err(error @ (Errno::NOSPC | Errno::DQUOT | Errno::IO)) => return Err(error.into()),
         // Not of this file system, not between these two, or not of files as they are.
-        Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::XDEV | Errno::INVAL) => {}
-        Err(error) => return Err(error.into()),
+        Ok(()) | Err(_) => to.set_len(0)?,
     }
     to.set_len(bytes)?;
     sparse::copy(from, to, bytes)

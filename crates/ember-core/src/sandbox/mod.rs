@@ -11,7 +11,7 @@ mod volumes;
 
 use std::fs::File;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use ember_guest::host::{self, Agent, Command, RunnerId};
@@ -103,6 +103,14 @@ pub(crate) struct Guest {
     watcher: Watcher,
     /// It was ended for this.
     exceeded: OnceLock<Exceeded>,
+    /// Held by who stops the guest or lets it go on.
+    stillness: Mutex<Stillness>,
+}
+
+/// Whether a guest stands still because its owner wants it to.
+#[derive(Debug, Default)]
+pub(crate) struct Stillness {
+    pub(crate) is_wanted: bool,
 }
 
 impl Sandbox {
@@ -126,6 +134,7 @@ impl Sandbox {
                 machine: Mutex::new(Some(machine)),
                 watcher,
                 exceeded: OnceLock::new(),
+                stillness: Mutex::default(),
             }),
             programs: AtomicU64::new(0),
             compiled: Compiled::default(),
@@ -286,19 +295,17 @@ impl Sandbox {
     }
 
     /// How much room the file takes on this host that it writes to, if it has
-    /// [one](crate::Overlay::file).
+    /// [one](crate::Overlay::file): with what it may share with those of its template and clones.
     ///
     /// # Errors
     /// [`ErrorKind::Internal`] if the host does not say.
     pub fn overlay_bytes(&self) -> Result<Option<u64>, Error> {
         let overlay = self.fixture.overlay.as_ref();
-        overlay
-            .map(OverlayFile::stored_bytes)
-            .transpose()
-            .map_err(|error| {
-                let message = "cannot examine the file that a guest writes to";
-                Error::because(ErrorKind::Internal, message, error)
-            })
+        let bytes = overlay.map(OverlayFile::stored_bytes).transpose();
+        bytes.map_err(|error| {
+            let message = "cannot examine the file that a guest writes to";
+            Error::because(ErrorKind::Internal, message, error)
+        })
     }
 
     /// Holds the guest still: nothing in it runs until [`resume`](Self::resume). Its wall clock goes
@@ -307,7 +314,7 @@ impl Sandbox {
     /// # Errors
     /// [`ErrorKind::GuestDied`] if it has ended, [`ErrorKind::Closed`] if the sandbox is closed.
     pub async fn pause(&self) -> Result<(), Error> {
-        self.on_vm(GuestVm::pause).await
+        self.hold_still(true).await
     }
 
     /// Lets the guest go on after [`pause`](Self::pause).
@@ -315,25 +322,35 @@ impl Sandbox {
     /// # Errors
     /// As for [`pause`](Self::pause).
     pub async fn resume(&self) -> Result<(), Error> {
-        self.on_vm(GuestVm::resume).await
+        self.hold_still(false).await
     }
 
-    /// Does something with the VM that waits for its threads.
-    async fn on_vm(
-        &self,
-        work: impl FnOnce(&GuestVm) -> Result<(), Error> + Send + 'static,
-    ) -> Result<(), Error> {
+    async fn hold_still(&self, is_wanted: bool) -> Result<(), Error> {
         let vm = self.parts()?.vm;
-        let done = blocking("work on a VM", move || work(&vm)).await;
-        done.map_err(|error| self.guest.judge(error))
+        let guest = Arc::clone(&self.guest);
+        // It waits for the VM's threads, and for who is taking the guest's state.
+        let done = blocking("work on a VM", move || {
+            let mut stillness = guest.stillness();
+            match is_wanted {
+                true => vm.pause()?,
+                false => vm.resume()?,
+            }
+            stillness.is_wanted = is_wanted;
+            Ok(())
+        });
+        done.await.map_err(|error| self.guest.judge(error))
     }
 
     /// Ends the guest, now, and returns when everything it held is free. What ran in it is over;
     /// nothing that it wrote is kept.
-    pub async fn close(self) {
+    pub async fn close(mut self) {
         let machine = self.guest.take();
         if let Some(machine) = machine {
             machine.close().await;
+        }
+        if let Some(overlay) = self.fixture.overlay.take() {
+            // The last who has a large file waits while it is freed.
+            let _ = tokio::task::spawn_blocking(move || drop(overlay)).await;
         }
     }
 
@@ -359,6 +376,7 @@ impl Sandbox {
             vm,
             agent: &self.agent,
             fixture: &self.fixture,
+            guest: &self.guest,
             base: self.base.as_ref(),
         })
     }
@@ -487,6 +505,7 @@ pub(crate) struct Parts<'a> {
     pub(crate) vm: Arc<GuestVm>,
     pub(crate) agent: &'a Agent,
     pub(crate) fixture: &'a Fixture,
+    pub(crate) guest: &'a Arc<Guest>,
     pub(crate) base: Option<&'a Arc<Memory>>,
 }
 
@@ -497,6 +516,13 @@ impl Drop for Sandbox {
 }
 
 impl Guest {
+    /// Waits for who stops the guest or lets it go on, and is that from then on.
+    pub(crate) fn stillness(&self) -> MutexGuard<'_, Stillness> {
+        self.stillness
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn take(&self) -> Option<Machine> {
         self.machine
             .lock()

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,9 +17,9 @@ use crate::size::ByteSize;
 
 /// What a group of blocks of ext4 has with blocks of 4 KiB: the file system is whole groups of them.
 const GROUP: u64 = 128 << 20;
-/// Far beyond what anybody writes over an image, and within what the formatter's and the snapshot's
-/// numbers can say.
-const MOST: ByteSize = ByteSize::gib(4096);
+/// Far beyond what anybody writes over an image, and within what the formatter's numbers can say. The
+/// index of a snapshot has room for some 1 TiB of it that is not zero.
+pub(crate) const MOST: ByteSize = ByteSize::gib(4096);
 
 /// A disk that somebody wants: its size in bytes, and where its file is to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,9 +34,11 @@ impl OverlayPlan {
         let Some(directory) = overlay.directory() else {
             return Ok(None);
         };
+        // For as long as anything is made of it, wherever this process goes.
+        let directory = std::path::absolute(&directory).unwrap_or(directory);
         let size = overlay.size();
         if size > MOST || size.as_bytes() == 0 {
-            let message = format!("an overlay in a file has at most {MOST}, and not {size}");
+            let message = format!("an overlay in a file has 1 byte to {MOST}, and not {size}");
             return Err(Error::new(ErrorKind::InvalidRequest, message));
         }
         // Before a template is looked for or booted that could have no such file.
@@ -89,6 +91,7 @@ impl OverlayFile {
         let path = format!("/proc/self/fd/{}", written.as_raw_fd());
         Formatter::with_options(Path::new(&path), FormatOptions::new(bytes))?.close()?;
         written.set_len(bytes)?;
+        index_directories(&written)?;
         disk::copy_data(&written, &self.file)?;
         Ok(())
     }
@@ -111,21 +114,51 @@ impl OverlayFile {
     }
 }
 
+/// Lets directories have an index: a large one would be searched from its beginning each time. The
+/// formatter leaves that out, and there is no checksum to be kept (Linux `fs/ext4/ext4.h`,
+/// `struct ext4_super_block`).
+fn index_directories(file: &File) -> io::Result<()> {
+    const SUPERBLOCK: u64 = 1024;
+    const FEATURES: u64 = SUPERBLOCK + 0x5c;
+    const SEED: u64 = SUPERBLOCK + 0xec;
+    const HASH: u64 = SUPERBLOCK + 0xfc;
+    const DIR_INDEX: u32 = 0x20;
+    const HALF_MD4: u8 = 1;
+    let mut features = [0; 4];
+    file.read_exact_at(&mut features, FEATURES)?;
+    let features = u32::from_le_bytes(features) | DIR_INDEX;
+    let mut seed = [0; 16];
+    getrandom::fill(&mut seed).map_err(|error| io::Error::other(error.to_string()))?;
+    file.write_all_at(&seed, SEED)?;
+    file.write_all_at(&[HALF_MD4], HASH)?;
+    file.write_all_at(&features.to_le_bytes(), FEATURES)
+}
+
 fn no_file(directory: &Path, error: io::Error) -> Error {
     let message = format!(
-        "cannot make a file for what a guest writes in {}: choose another directory",
+        "cannot make a file for what a guest writes in {}",
         directory.display()
     );
-    Error::because(ErrorKind::Unprepared, message, error)
+    match kind_of(&error) {
+        ErrorKind::Unprepared => {
+            let message = format!("{message}: choose another directory");
+            Error::because(ErrorKind::Unprepared, message, error)
+        }
+        kind => Error::because(kind, message, error),
+    }
 }
 
 fn no_room(doing: &str, directory: &Path, error: io::Error) -> Error {
-    let kind = match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::Exhausted,
-        _ => ErrorKind::Unprepared,
-    };
     let message = format!("cannot {doing} in {}", directory.display());
-    Error::because(kind, message, error)
+    Error::because(kind_of(&error), message, error)
+}
+
+fn kind_of(error: &io::Error) -> ErrorKind {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::Exhausted,
+        _ if ember_vmm::is_exhausted(error) => ErrorKind::Exhausted,
+        _ => ErrorKind::Unprepared,
+    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use super::builder::Plan;
 use super::file::{self, Form, chain_of, read_error};
 use super::key::{Ingredients, Key};
 use crate::blocking::blocking;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::progress::Progress;
 
 /// The template in its entry of the store.
@@ -91,6 +91,8 @@ async fn look(plan: Plan, store: &Store, key: &Key) -> Result<(Plan, Found), Err
         };
         let found = match load(&plan, &path) {
             Ok(inner) => Found::Template(Box::new(inner)),
+            // It would be so when it is built, too.
+            Err(error) if error.kind() == ErrorKind::Exhausted => return Err(error),
             Err(error) => Found::Refused(error),
         };
         Ok((plan, found))
@@ -150,15 +152,15 @@ async fn keep(inner: Inner, claim: Claim, progress: &Progress) -> Result<Inner, 
             progress.notice(&not_kept(&error));
             Ok(inner)
         }
-        (None, saved) => Err(saved.err().unwrap_or_else(|| {
-            Error::new(crate::ErrorKind::Internal, "saving a template lost it")
-        })),
+        (None, saved) => Err(saved
+            .err()
+            .unwrap_or_else(|| Error::new(ErrorKind::Internal, "saving a template lost it"))),
     }
 }
 
 fn store_error(error: StoreError) -> Error {
     let message = "cannot write to the cache of templates";
-    Error::because(crate::ErrorKind::Unprepared, message, error)
+    Error::because(ErrorKind::Unprepared, message, error)
 }
 
 fn not_kept(error: &dyn std::error::Error) -> String {

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use ember_guest::host;
 use ember_snapshot::memory::{MemoryBuilder, MemoryImage};
 use ember_snapshot::state::VmState;
 use ember_vmm::{Checkpoint, LiveSaveError, MemoryCopy, RestoreError};
@@ -14,7 +15,7 @@ use crate::blocking::blocking;
 use crate::error::{Error, ErrorKind};
 use crate::sandbox::overlay::OverlayFile;
 use crate::sandbox::vm::{GuestVm, worker_error};
-use crate::sandbox::{Fixture, Sandbox};
+use crate::sandbox::{Fixture, Sandbox, Stillness};
 
 /// What is done on threads that may wait.
 const TAKING: &str = "taking a guest's state";
@@ -28,21 +29,33 @@ pub(crate) async fn capture(sandbox: &Sandbox) -> Result<Inner, Error> {
     let parent = base.clone();
     let from = move || builder(base.as_deref().map(Memory::image), bytes);
     let memory = blocking(TAKING, from).await?;
-    if let Err(error) = parts.agent.freeze().await {
-        return Err(sandbox.explain(error).await);
-    }
-    let vm = Arc::clone(&parts.vm);
-    let overlay = parts.fixture.overlay.clone();
-    let taken = blocking(TAKING, move || match overlay {
-        None => take(&vm, memory).map(|taken| (taken, None)),
-        Some(overlay) => take_with(&vm, memory, &overlay).map(|(taken, copy)| (taken, Some(copy))),
-    })
-    .await;
-    // Also when it failed: the guest is its owner's.
-    if let Err(error) = parts.agent.thaw().await {
-        return Err(sandbox.explain(error).await);
-    }
-    let (taken, overlay) = taken?;
+    let guest = Arc::clone(parts.guest);
+    let (vm, overlay) = (Arc::clone(&parts.vm), parts.fixture.overlay.clone());
+    let take = move || {
+        let stillness = guest.stillness();
+        match overlay {
+            None => take(&vm, memory).map(|taken| (taken, None)),
+            Some(overlay) => take_with(&vm, &stillness, memory, &overlay)
+                .map(|(taken, copy)| (taken, Some(copy))),
+        }
+    };
+    let agent = parts.agent.clone();
+    // A task of its own: who does not wait for it any more must not leave a guest that keeps silent.
+    let whole = tokio::spawn(async move {
+        agent.freeze().await?;
+        let taken = blocking(TAKING, take).await;
+        // Also when it failed: the guest is its owner's.
+        agent.thaw().await?;
+        Ok::<_, host::Error>(taken)
+    });
+    let whole = whole.await.map_err(|error| {
+        let message = format!("{TAKING} ended unexpectedly");
+        Error::because(ErrorKind::Internal, message, error)
+    })?;
+    let (taken, overlay) = match whole {
+        Ok(taken) => taken?,
+        Err(error) => return Err(sandbox.explain(error).await),
+    };
     let paused = taken.paused;
     let (checkpoint, memory) = blocking(TAKING, move || taken.finish()).await?;
     Ok(Inner {
@@ -117,14 +130,17 @@ const FAILED: &str = "cannot take the guest's state";
 /// stands still while it is made.
 fn take_with(
     vm: &GuestVm,
+    stillness: &Stillness,
     builder: MemoryBuilder,
     overlay: &OverlayFile,
 ) -> Result<(Taken, OverlayFile), Error> {
     let start = Instant::now();
     vm.pause()?;
     let taken = take(vm, builder).and_then(|taken| Ok((taken, overlay.copy()?)));
-    // Also when it failed.
-    vm.resume()?;
+    // Also when it failed. Its owner may have stopped it since it answered.
+    if !stillness.is_wanted {
+        vm.resume()?;
+    }
     let (mut taken, copy) = taken?;
     taken.paused = start.elapsed();
     Ok((taken, copy))

@@ -25,8 +25,9 @@ use crate::assets::ReadyImage;
 use crate::error::{Error, ErrorKind};
 use crate::overlay::usual_directory;
 use crate::placement::Place;
-use crate::sandbox::overlay::OverlayFile;
+use crate::sandbox::overlay::{MOST, OverlayFile};
 use crate::sandbox::{Fixture, ReadyVolume};
+use crate::size::ByteSize;
 
 /// Why a file is no template that could be used.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +59,8 @@ pub(super) struct Loaded {
     pub(super) origin: Origin,
 }
 
-/// Reads the template `path` with all those that it is based on, and checks every byte of it.
+/// Reads the template `path` with all those that it is based on, and checks every byte of it but those
+/// of what its guest has written to a disk, which are checked when they are loaded.
 pub(super) fn read(path: &Path) -> Result<Loaded, ReadError> {
     let chain = Chain::open(path, locate_from(path))?;
     let manifest = &chain.top().contents.manifest;
@@ -108,7 +110,6 @@ impl Loaded {
         overlay_directory: Option<&Path>,
     ) -> Result<Inner, Error> {
         fixture.runners.clone_from(&self.guest.runners);
-        fixture.overlay = self.load_overlay(overlay_directory)?;
         let hello = self.guest.hello();
         let contents = self.snapshot.contents;
         let file =
@@ -116,6 +117,11 @@ impl Loaded {
                 Error::because(ErrorKind::Exhausted, "cannot keep a memory", error)
             })?;
         let checkpoint = Checkpoint::new(contents.state, Arc::new(file)).map_err(restore_error)?;
+        // The largest, and last: there may be a reason to refuse it before.
+        fixture.overlay = match &self.overlay {
+            None => None,
+            Some(stored) => Some(load_overlay(stored, &self.path, overlay_directory)?),
+        };
         let touched = contents.working_set.as_ref();
         let ahead = working_set::ahead(&self.memory, fixture.memory.backing, touched)?;
         let memory = Memory::new(self.memory, None);
@@ -137,24 +143,23 @@ impl Loaded {
         })
     }
 
-    /// What its guest has written to a disk.
-    fn load_overlay(&self, directory: Option<&Path>) -> Result<Option<OverlayFile>, Error> {
-        let Some(stored) = &self.overlay else {
-            return Ok(None);
-        };
-        let directory = directory.map_or_else(usual_directory, Path::to_owned);
-        let overlay = OverlayFile::empty(&directory)?;
-        let loaded = stored.load(overlay.file());
-        loaded.map_err(|error| read_error(&self.path, error.into()))?;
-        Ok(Some(overlay))
-    }
-
     /// The template as its file and `options` describe it.
     pub(super) fn into_described(self, options: &LoadOptions) -> Result<Inner, Error> {
         let path = match &options.image {
             Some(path) => path.clone(),
             None => self.guest.image().to_owned(),
         };
+        let limit = options.overlay_limit.unwrap_or(MOST).min(MOST);
+        if let Some(overlay) = &self.overlay
+            && overlay.bytes() > limit.as_bytes()
+        {
+            let message = format!(
+                "guests of the template {} write to a disk of {}, and {limit} is the most that they may",
+                self.path.display(),
+                ByteSize::bytes(overlay.bytes()),
+            );
+            return Err(Error::new(ErrorKind::InvalidRequest, message));
+        }
         // Before the image, which is usually the largest and read to its end.
         let volumes = self.volumes(options)?;
         let disk = self.disk("image", &path, &self.origin.image)?;
@@ -228,6 +233,19 @@ impl Loaded {
         }
         Ok(Arc::new(disk))
     }
+}
+
+/// What the guest of the template `path` has written to a disk.
+fn load_overlay(
+    stored: &StoredDisk,
+    path: &Path,
+    directory: Option<&Path>,
+) -> Result<OverlayFile, Error> {
+    let directory = directory.map_or_else(usual_directory, Path::to_owned);
+    let overlay = OverlayFile::empty(&directory)?;
+    let loaded = stored.load(overlay.file());
+    loaded.map_err(|error| read_error(path, error.into()))?;
+    Ok(overlay)
 }
 
 /// Whether a template may depend on the file of another.

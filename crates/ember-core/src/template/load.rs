@@ -22,6 +22,7 @@ pub struct LoadOptions {
     pub(super) placement: Option<Placement>,
     pub(super) memory: MemoryUse,
     pub(super) overlay_directory: Option<PathBuf>,
+    pub(super) overlay_limit: Option<ByteSize>,
     shells: usize,
 }
 
@@ -51,6 +52,15 @@ impl LoadOptions {
     #[must_use]
     pub fn overlay_directory(mut self, directory: impl Into<PathBuf>) -> Self {
         self.overlay_directory = Some(directory.into());
+        self
+    }
+
+    /// The most that each of its clones may be able to write to a file: a template that says more is
+    /// refused. 4 TiB if not said, the most that there can be. A file says itself what its guests have,
+    /// and it may be somebody else's.
+    #[must_use]
+    pub fn overlay_limit(mut self, size: ByteSize) -> Self {
+        self.overlay_limit = Some(size);
         self
     }
 

@@ -60,8 +60,11 @@ impl Sandbox {
     /// # Errors
     /// As for [`fork`](Self::fork), and [`ErrorKind::InvalidRequest`] for options that cannot be.
     pub async fn fork_with(&self, options: ForkOptions) -> Result<Self, Error> {
-        let template = self.snapshot().await?;
-        template.fork_with(options).await
+        let inner = capture(self).await?;
+        let placement = options.placement;
+        let make = move || Shell::only(inner, placement);
+        let shell = blocking("making a clone", make).await?;
+        shell.start(options).await
     }
 
     /// Makes a template of the running guest, from which any number of clones can be made. This

@@ -20,7 +20,7 @@ use super::Inner;
 use super::options::{ForkOptions, WallClock};
 use crate::backing::Backing;
 use crate::error::{Error, ErrorKind};
-use crate::placement::Place;
+use crate::placement::{Place, Placement};
 use crate::sandbox::Sandbox;
 use crate::sandbox::builder::{AGENT_PORT, build_error, building, channel, random};
 use crate::sandbox::cap::CapWatch;
@@ -50,7 +50,8 @@ pub struct Shell {
 }
 
 impl Shell {
-    /// Makes one. Takes about a millisecond, most of it in the kernel.
+    /// Makes one. Takes about a millisecond, most of it in the kernel, and as long as it takes to copy
+    /// what it writes to, if that is a file.
     pub(super) fn new(template: Arc<Inner>) -> Result<Self, Error> {
         let place = template.fixture.place.clone();
         let pages = pages(&template);
@@ -59,12 +60,31 @@ impl Shell {
 
     /// Makes one that runs somewhere else than usual, or gets its memory in another way.
     pub(super) fn placed(template: Arc<Inner>, place: Place, pages: Pages) -> Result<Self, Error> {
+        let overlay = template.fixture.overlay.as_ref();
+        let overlay = overlay.map(OverlayFile::copy).transpose()?;
+        Self::with(template, place, pages, overlay)
+    }
+
+    /// Makes the only one that there will be of this template, placed as is said or as usual.
+    pub(super) fn only(mut template: Inner, placement: Option<Placement>) -> Result<Self, Error> {
+        let place = match template.fixture.place.other(placement) {
+            None => template.fixture.place.clone(),
+            Some(placement) => Place::of(Some(placement))?,
+        };
+        let pages = pages(&template);
+        // Nobody else needs it.
+        let overlay = template.fixture.overlay.take();
+        Self::with(Arc::new(template), place, pages, overlay)
+    }
+
+    /// Makes one that writes to `overlay`.
+    fn with(
+        template: Arc<Inner>,
+        place: Place,
+        pages: Pages,
+        overlay: Option<OverlayFile>,
+    ) -> Result<Self, Error> {
         let fixture = &template.fixture;
-        let overlay = fixture
-            .overlay
-            .as_ref()
-            .map(OverlayFile::copy)
-            .transpose()?;
         let disks = disks::all(fixture.read_only_disks(), overlay.as_ref());
         let (vm, stream) = match &place {
             Place::InProcess => here(&template, &disks, pages)?,

@@ -100,6 +100,12 @@ module EmberRunner
     GC.start
   end
 
+  # Where bytes are, for system calls: as a text, `syscall` takes none with a zero in it. They have to
+  # be kept until it is done.
+  def address(bytes)
+    [bytes].pack("P").unpack1("J")
+  end
+
   def prctl(option, *arguments)
     syscall(SYS_PRCTL, option, *(arguments + [0, 0, 0, 0]).first(4))
   end
@@ -113,10 +119,12 @@ module EmberRunner
       # There are no more.
       break
     end
-    syscall(SYS_CAPSET, [CAPABILITY_VERSION, 0].pack("Ll"), "\0" * 24)
+    header = [CAPABILITY_VERSION, 0].pack("Ll")
+    none = "\0" * 24
+    syscall(SYS_CAPSET, address(header), address(none))
     prctl(PR_SET_NO_NEW_PRIVS, 1)
-    program = [rules.bytesize / 8].pack("Sx6") + [rules].pack("P")
-    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program)
+    program = [rules.bytesize / 8, address(rules)].pack("Sx6J")
+    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, address(program))
   end
 
   # Makes spares. Comes back in a spare that has something to run, with that.

@@ -466,6 +466,11 @@ async fn runners_that_do_not_get_warm_say_why() {
         ("import sys; sys.exit('no')", "no"),
         ("import os; os._exit(0)", "exit code 0"),
         ("import os; os.kill(os.getpid(), 9)", "signal 9"),
+        // It gets warm, and what it forks does not live to wait for a program.
+        (
+            "import os; os.register_at_fork(after_in_child=lambda: os._exit(1))",
+            "signal 9",
+        ),
     ] {
         let error = agent.warm(warm.runner(setup)).await.unwrap_err();
         assert_eq!(

@@ -99,6 +99,9 @@ pub enum FormatError {
     /// The index of the memory is not one.
     #[error(transparent)]
     Index(#[from] InvalidIndex),
+    /// The index of the disk is not one.
+    #[error("the index of the disk in the snapshot cannot be read")]
+    DiskIndex(#[source] InvalidIndex),
     /// The working set is not one.
     #[error("the working set of the snapshot cannot be read")]
     WorkingSet(#[source] InvalidPages),

@@ -185,8 +185,8 @@ impl Sections {
 
     fn disk(&mut self) -> Result<Option<DiskPages>, FormatError> {
         let index = self.take(&sections::DISK);
-        let index = index.map(|bytes| LayerIndex::decode(&bytes)).transpose()?;
-        match (index, self.disk_pages) {
+        let index = index.map(|bytes| LayerIndex::decode(&bytes)).transpose();
+        match (index.map_err(FormatError::DiskIndex)?, self.disk_pages) {
             (None, None) => Ok(None),
             (Some(index), Some(pages))
                 if index.kind() == LayerKind::Base && holds(&pages, &index) =>

@@ -24,7 +24,7 @@ use super::identity::Identities;
 use super::server::{Agent, End, Hooks};
 use super::sys;
 use super::tree::Trees;
-use parameters::{ParameterError, Parameters};
+use parameters::{Overlay, ParameterError, Parameters};
 use volumes::VolumeProblem;
 
 /// The host's address on every vsock (vsock(7)).
@@ -54,6 +54,13 @@ const SETTINGS: [(&str, &str); 5] = [
 ];
 /// Where commands get their cgroups.
 const CGROUPS: &str = "/sys/fs/cgroup/ember";
+
+/// Whether what is written over this guest's root goes to a disk.
+pub(super) fn writes_to_disk() -> bool {
+    let line = fs::read("/proc/cmdline").unwrap_or_default();
+    let overlay = Parameters::parse(&line).map(|parameters| parameters.overlay);
+    matches!(overlay, Ok(Overlay::Device(_)))
+}
 
 /// Why a guest cannot be set up.
 #[derive(Debug, thiserror::Error)]

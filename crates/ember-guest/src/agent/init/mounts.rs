@@ -51,8 +51,9 @@ fn quiet() -> MsFlags {
 }
 
 /// Of a disk that is written to, and forgotten with its guest. What is removed is given back to the
-/// host; nobody waits for what would only matter after a loss of power.
-const DISK_OPTIONS: &str = "nobarrier,discard";
+/// host; nobody waits for what would only matter after a loss of power. Where the host had no room for
+/// what belongs to the file system itself, nothing more is written, rather than anything.
+const DISK_OPTIONS: &str = "nobarrier,discard,errors=remount-ro";
 
 /// Mounts the root read-only with a layer over it that is written to, and makes that the root
 /// directory.
@@ -79,17 +80,18 @@ pub(super) fn switch_to(device: &Path, parameters: &Parameters) -> Result<(), Bo
         directory(&target, 0o755)?;
         relocate(early, &target)?;
     }
-    // All that programs can write to is one file system, so that what they fill is bounded together.
-    for (layer, target) in [(temporary, "/tmp"), (shared, "/dev/shm")] {
-        let target = format!("{MERGED}{target}");
-        directory(&target, 0o755)?;
-        match &parameters.overlay {
-            // What is shared memory stays memory.
-            Overlay::Device(_) if target.ends_with("/shm") => {
-                let plain = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-                attach("tmpfs", &target, "tmpfs", plain, Some("mode=1777,size=50%"))?;
-            }
-            _ => bind(&layer, &target)?,
+    // All that programs can write to is one file system, so that what they fill is bounded together. But
+    // what is shared memory stays memory.
+    let [temporary_at, shared_at] = ["/tmp", "/dev/shm"].map(|target| format!("{MERGED}{target}"));
+    directory(&temporary_at, 0o755)?;
+    directory(&shared_at, 0o755)?;
+    bind(&temporary, &temporary_at)?;
+    match &parameters.overlay {
+        Overlay::Memory(_) => bind(&shared, &shared_at)?,
+        Overlay::Device(_) => {
+            let plain = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+            let half = Some("mode=1777,size=50%");
+            attach("tmpfs", &shared_at, "tmpfs", plain, half)?;
         }
     }
     let failed = |errno| BootError::SwitchRoot {
@@ -201,20 +203,9 @@ fn mount_upper(overlay: &Overlay) -> Result<(), BootError> {
         }
         Overlay::Device(device) => {
             wait_for(device)?;
-            directory(UPPER, 0o755)?;
+            let device = device.to_string_lossy();
             let options = Some(DISK_OPTIONS);
-            mount(
-                Some(device),
-                UPPER,
-                Some("ext4"),
-                MsFlags::MS_NOATIME,
-                options,
-            )
-            .map_err(|errno| BootError::Mount {
-                what: format!("{} as ext4", device.display()),
-                target: UPPER.into(),
-                errno,
-            })
+            attach(&device, UPPER, "ext4", MsFlags::MS_NOATIME, options)
         }
     }
 }

@@ -106,7 +106,7 @@ impl Backend {
         &mut self,
         spawn: &Spawn,
         mut input: &[u8],
-        client: BorrowedFd<'_>,
+        client: Option<BorrowedFd<'_>>,
     ) -> Result<Done, Failed> {
         self.last += 1;
         let request = self.last;
@@ -137,15 +137,17 @@ impl Backend {
             }
             let mut wanted = PollFlags::POLLIN;
             wanted.set(PollFlags::POLLOUT, !out.is_empty());
-            let mut fds = [
-                PollFd::new(self.stream.as_fd(), wanted),
-                PollFd::new(client, PollFlags::from_bits_retain(libc::POLLRDHUP)),
-            ];
+            let gone = PollFlags::from_bits_retain(libc::POLLRDHUP);
+            let mut fds = vec![PollFd::new(self.stream.as_fd(), wanted)];
+            fds.extend(client.map(|client| PollFd::new(client, gone)));
             match poll(&mut fds, PollTimeout::NONE) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
-            if fds[1].any().unwrap_or(true) {
+            if fds
+                .get(1)
+                .is_some_and(|client| client.any().unwrap_or(true))
+            {
                 return Err(Failed::Gone);
             }
             if !out.is_empty() {

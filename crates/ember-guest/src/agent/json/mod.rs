@@ -276,12 +276,14 @@ impl Executor<'_> {
             return Ok(result(request, &done, None));
         }
         let result = self.execute_file(request, language, &scratch, client);
-        if !matches!(result, Err(Failed::Gone)) {
-            // What is left is in the way of nobody: its name is not used again.
-            let remove = ["rm", "-rf", &scratch].map(|word| word.as_bytes().to_vec());
-            let remove = self.command(remove.to_vec(), FILES, Limits::default());
-            self.run(&remove, &[], client)?;
+        if result.is_err() {
+            // It has ended, or still runs what nobody waits for.
+            self.backend = None;
         }
+        // What cannot be removed is in the way of nobody: its name is not used again.
+        let remove = ["rm", "-rf", &scratch].map(|word| word.as_bytes().to_vec());
+        let remove = self.command(remove.to_vec(), FILES, Limits::default());
+        let _ = self.run(&remove, &[], None);
         result
     }
 
@@ -314,7 +316,7 @@ impl Executor<'_> {
         };
         let mut store = self.command(argv, timeout, limits);
         store.stdin = true;
-        let stored = self.run(&store, &request.code, client)?;
+        let stored = self.run(&store, &request.code, Some(client))?;
         let compiled = language.compile.is_some().then_some(stored.outcome.wall);
         if !stored.outcome.success() {
             if compiled.is_none() {
@@ -356,10 +358,16 @@ impl Executor<'_> {
         command.confined = true;
         command.stdin = request.stdin.is_some();
         let input = request.stdin.as_deref().unwrap_or_default();
-        self.run(&command, input, client)
+        self.run(&command, input, Some(client))
     }
 
-    fn run(&mut self, command: &Spawn, input: &[u8], client: &File) -> Result<Done, Failed> {
+    /// Runs a command to its end, unless `client` goes before.
+    fn run(
+        &mut self,
+        command: &Spawn,
+        input: &[u8],
+        client: Option<&File>,
+    ) -> Result<Done, Failed> {
         static LAST: AtomicU64 = AtomicU64::new(0);
         let backend = match &mut self.backend {
             Some(backend) => backend,
@@ -370,7 +378,7 @@ impl Executor<'_> {
                 )?)
             }
         };
-        backend.run(command, input, client.as_fd())
+        backend.run(command, input, client.map(File::as_fd))
     }
 }
 

@@ -109,6 +109,13 @@ struct Whose<'a> {
 
 impl Request {
     pub(super) fn parse(frame: &[u8]) -> Result<Self, Invalid> {
+        // Fields are read from an array as well, in their order, and have names here.
+        if !is_object(frame) {
+            return Err(Invalid {
+                id: None,
+                message: "the frame is no request: it has to be an object".to_owned(),
+            });
+        }
         let whose = serde_json::from_slice::<Whose<'_>>(frame).ok();
         let id = whose.and_then(|whose| text("id", whose.id, MAX_ID).ok());
         Self::read(frame).map_err(|message| Invalid { id, message })
@@ -132,6 +139,12 @@ impl Request {
             memory_limit: number("memory_limit", fields.memory_limit, MEMORY)?,
         })
     }
+}
+
+/// Whether JSON is an object, if it is any.
+fn is_object(text: &[u8]) -> bool {
+    let first = text.iter().find(|byte| !b" \t\n\r".contains(byte));
+    first == Some(&b'{')
 }
 
 fn text(name: &str, value: &RawValue, most: usize) -> Result<String, String> {

@@ -122,14 +122,18 @@ fn every_field_that_is_wrong_or_missing_is_refused_by_its_name() {
 fn what_can_be_read_is_answered_and_what_follows_as_well() {
     let mut bytes = framed("no json");
     bytes.extend(framed("[]"));
+    // Every field in its place, and no names.
+    let by_position = json!(["1", "execute", "python", "cHJpbnQoMSk=", 1000, 67108864]);
+    bytes.extend(framed(&by_position.to_string()));
     bytes.extend(framed(&"[".repeat(100_000)));
     bytes.extend(framed(&valid().to_string()));
     bytes.extend([0, 0, 0, 9, b'{']);
     let answers = answers(&bytes);
     let errors: Vec<_> = answers.iter().map(|it| it["error"].as_str()).collect();
     let (invalid, language) = (Some("invalid_request"), Some("unsupported_language"));
-    assert_eq!(errors, [invalid, invalid, invalid, language]);
-    assert_eq!(answers[3]["id"], "1");
+    assert_eq!(errors, [invalid, invalid, invalid, invalid, language]);
+    assert!(answers[2]["id"].is_null());
+    assert_eq!(answers[4]["id"], "1");
 }
 
 #[test]

@@ -4,11 +4,13 @@
 //! by refusing more. The others are looked at from time to time ([`Watch::look`]), and what is
 //! found is acted on by who asked.
 
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use nix::libc;
-use nix::sys::statfs::{EXT4_SUPER_MAGIC, statfs};
+use nix::sys::statfs::statfs;
 
+use crate::agent::init;
 use crate::agent::sys::Reaped;
 use crate::agent::tree::Tree;
 use crate::protocol::{LimitHit, Limits, Outcome, Status, Usage};
@@ -182,13 +184,11 @@ impl Watch {
     }
 }
 
-/// How many bytes are taken of the disk that is written to, if what is written goes to one. It is the
-/// one file system of that kind with a place that everybody may write to.
+/// How many bytes are taken of the disk that is written to, if what is written goes to one. An overlay's
+/// numbers are those of what is written to (Linux `fs/overlayfs/super.c`, `ovl_statfs`).
 fn used_disk() -> Option<u64> {
-    let disk = statfs("/tmp").ok()?;
-    if disk.filesystem_type() != EXT4_SUPER_MAGIC {
-        return None;
-    }
+    static IS_ON_DISK: LazyLock<bool> = LazyLock::new(init::writes_to_disk);
+    let disk = IS_ON_DISK.then(|| statfs("/").ok())??;
     let blocks = disk.blocks().saturating_sub(disk.blocks_free());
     Some(blocks.saturating_mul(u64::try_from(disk.block_size()).ok()?))
 }

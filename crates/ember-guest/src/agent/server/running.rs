@@ -324,6 +324,11 @@ impl Session<'_> {
             tree.kill();
             self.ended.push((tree, None));
         }
+        if runner.announce.is_some() {
+            // Nobody was told that it is warm, and nothing says that the next one would do better.
+            self.break_runner(number, &"its first process has ended before it waited");
+            return;
+        }
         let waited = |program: &mut Program| asked.is_none_or(|asked| program.since <= asked);
         if let Some(program) = runner.waiting.pop_front_if(waited) {
             let message = "the process that was to run the program has ended";

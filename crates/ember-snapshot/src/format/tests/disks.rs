@@ -103,7 +103,7 @@ fn a_disk_and_its_index_belong_together() {
             matches!(
                 error,
                 FormatError::Contradiction(_)
-                    | FormatError::Index(_)
+                    | FormatError::DiskIndex(_)
                     | FormatError::SectionVersion { .. }
             ),
             "{error:?}"
