@@ -1,4 +1,4 @@
-//: verdict: killed (signal 6)
+//: verdict: killed (signal 11)
 #include <stdio.h>
 #include <string.h>
 

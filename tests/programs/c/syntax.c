@@ -1,3 +1,3 @@
 //: verdict: compilation-error
-//: on stderr: syntax.c:4:
+//: on stderr: syntax.c:3:25:
 int main(void) { return undeclared; }
