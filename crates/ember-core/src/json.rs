@@ -55,7 +55,7 @@ impl JsonProtocol {
 impl Sandbox {
     /// Has the guest's agent serve the JSON protocol, for as long as the result is there: clients
     /// [connect](Self::connect) to [`JsonProtocol::PORT`]. A guest does not serve it unasked, and a
-    /// clone of one that does goes on with it.
+    /// clone of one that does goes on with it until it is closed: what this gives for it only says so.
     ///
     /// # Errors
     /// [`ErrorKind::Internal`] if the guest cannot, with what it says; [`ErrorKind::GuestDied`].
