@@ -486,6 +486,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_written_is_in_memory_or_where_was_said() {
+        let overlay = |words: &[&str]| {
+            let words = ["ember", "exec"].iter().chain(words).chain(&["ls"]);
+            Arguments::try_parse_from(words).map(|it| it.common.overlay())
+        };
+        assert_eq!(overlay(&[]).unwrap(), None);
+        let size = ByteSize::mib(300);
+        assert_eq!(
+            overlay(&["--overlay", "300"]).unwrap(),
+            Some(Overlay::memory(size))
+        );
+        let words = ["--overlay", "300", "--overlay-directory", "/srv"];
+        let file = Overlay::file(size).within("/srv");
+        assert_eq!(overlay(&words).unwrap(), Some(file));
+        let error = overlay(&words[2..]).unwrap_err().to_string();
+        assert!(error.contains("--overlay <MIB>"), "{error}");
+    }
+
+    #[test]
     fn a_placement_is_one_of_those_there_are() {
         let words = ["ember", "fork", "--placement", "worker"];
         let arguments = Arguments::parse_from(words);

@@ -18,12 +18,14 @@ const LIMIT_SECONDS: &str = "86400";
 
 /// The suites that take longest, in that order, which are begun first: one of them begun last would
 /// have a lab to itself while the others stand idle. The order changes nothing else.
-const LONG: [&str; 16] = [
+const LONG: [&str; 18] = [
     "kvm_clones",
     "kvm_devices",
+    "kvm_overlay",
     "kvm_programs",
     "kvm_cli",
     "kvm_template_cache",
+    "kvm_protocol",
     "kvm_limits",
     "kvm_survival",
     "kvm_template",
