@@ -1,4 +1,5 @@
-//! The corpus of programs: the languages whose packs are small. `stress_programs` has the others.
+//! The corpus of programs: the languages whose packs are small. `stress_programs` and
+//! `stress_compilers` have the others.
 #![allow(missing_docs, clippy::unwrap_used, reason = "it is a test")]
 
 mod common;
