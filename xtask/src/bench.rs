@@ -64,7 +64,7 @@ pub(crate) fn run(names: &[String]) -> Result<u8> {
     if !figures.is_empty() {
         print!("{}", table(&figures));
         say!("written: {}", path.display());
-        if let Some(readme) = languages_table::write(&saved(&path))? {
+        if let Some(readme) = languages_table::write(&figures, &saved(&path))? {
             say!("written: the languages in {}", readme.display());
         }
     }

@@ -45,7 +45,7 @@ impl Overlay {
     ///
     /// It is made in the directory that the environment variable `TMPDIR` names, else in `/var/tmp`,
     /// unless another one is [named](Self::within). If there is no room left on the host's disk, the
-    /// guest is told of input/output errors.
+    /// guest is told of input/output errors, and may not be able to write any more.
     ///
     /// A clone begins with what had been written before, in a file of its own: nothing is copied for
     /// that where the host's file system can have files share their content (Btrfs, XFS), and else

@@ -12,6 +12,7 @@ use ember_core::{
     Assets, ByteSize, Code, Command, ErrorKind, ForkOptions, Image, LimitHit, Limits, LoadOptions,
     Overlay, Placement, Sandbox, Template, Verdict,
 };
+use ember_leak::LeakGate;
 use tokio::time::timeout;
 
 const MIB: u64 = 1 << 20;
@@ -266,5 +267,43 @@ fn a_guest_that_writes_is_cloned_as_it_is_at_one_moment() {
         }
         sandbox.close().await;
     });
+    assert!(is_empty(directory.path()));
+}
+
+#[test]
+fn a_fork_that_nobody_waits_for_keeps_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = directory.path().to_owned();
+    ember_leak::isolated!(|| runtime().block_on(async {
+        let template = template("bash")
+            .memory(ByteSize::mib(128))
+            .overlay(Overlay::file(SMALLEST).within(&at))
+            .placement(Placement::InProcess)
+            .build()
+            .await
+            .unwrap();
+        let round = async || {
+            // Its agent does not answer, and it is ended all the same.
+            let sandbox = template.fork().await.unwrap();
+            sandbox.pause().await.unwrap();
+            let fork = timeout(Duration::from_millis(200), sandbox.fork());
+            assert!(fork.await.is_err());
+            let again = timeout(Duration::from_millis(200), sandbox.fork());
+            assert!(again.await.is_err());
+            sandbox.close().await;
+            // It answers, and its disk may be being copied.
+            let sandbox = template.fork().await.unwrap();
+            sh(&sandbox, "yes | head -c 2M > /large; sync").await;
+            let _ = timeout(Duration::from_millis(20), sandbox.fork()).await;
+            // Whoever tries again waits for who was before.
+            sandbox.fork().await.unwrap().close().await;
+            let _ = timeout(Duration::from_millis(20), sandbox.fork()).await;
+            sandbox.close().await;
+        };
+        round().await;
+        let gate = LeakGate::arm().unwrap();
+        round().await;
+        gate.check().unwrap();
+    }));
     assert!(is_empty(directory.path()));
 }

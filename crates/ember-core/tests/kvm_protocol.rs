@@ -96,7 +96,7 @@ async fn until_there_are(sandbox: &Sandbox, script: &str, wanted: usize) {
             return;
         }
         assert!(
-            start.elapsed() < Duration::from_secs(10),
+            start.elapsed() < Duration::from_secs(30),
             "{script}: {there}"
         );
     }
@@ -446,11 +446,11 @@ fn each_field_is_judged_and_each_end_is_told() {
             "{out}"
         );
         let mut late = request("late", "print('so far', flush=True)\nwhile True: pass");
-        late["timeout"] = 1500.into();
+        late["timeout"] = 6000.into();
         let out = client.run(&late).await;
         assert_eq!(out["status"], "timeout");
         assert_eq!(text(&out["stdout"]), "so far\n");
-        assert!(out["execution_time"].as_u64().unwrap() >= 1500, "{out}");
+        assert!(out["execution_time"].as_u64().unwrap() >= 6000, "{out}");
         let mut least = request("least", "print(1)");
         least["memory_limit"] = (1 << 20).into();
         assert_eq!(client.run(&least).await["status"], "memory_exceeded");
@@ -604,7 +604,7 @@ fn ten_thousand_random_requests_are_answered_and_leave_nothing() {
         loop {
             let now = held(&sandbox).await;
             // A MiB is what an allocator may keep.
-            if now[..2] == before[..2] && now[2] < before[2] + 1024 {
+            if now[0] <= before[0] && now[1] <= before[1] && now[2] < before[2] + 1024 {
                 break;
             }
             assert!(

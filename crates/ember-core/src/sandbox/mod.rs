@@ -105,6 +105,8 @@ pub(crate) struct Guest {
     exceeded: OnceLock<Exceeded>,
     /// Held by who stops the guest or lets it go on.
     stillness: Mutex<Stillness>,
+    /// Held by who takes its state: there is one at a time.
+    pub(crate) captures: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// Whether a guest stands still because its owner wants it to.
@@ -135,6 +137,7 @@ impl Sandbox {
                 watcher,
                 exceeded: OnceLock::new(),
                 stillness: Mutex::default(),
+                captures: Arc::default(),
             }),
             programs: AtomicU64::new(0),
             compiled: Compiled::default(),
@@ -346,6 +349,10 @@ impl Sandbox {
     pub async fn close(mut self) {
         let machine = self.guest.take();
         if let Some(machine) = machine {
+            machine.stop();
+            // Who is taking its state for somebody who waits no longer has the VM as well.
+            let guest = Arc::clone(&self.guest);
+            let _ = tokio::task::spawn_blocking(move || drop(guest.stillness())).await;
             machine.close().await;
         }
         if let Some(overlay) = self.fixture.overlay.take() {

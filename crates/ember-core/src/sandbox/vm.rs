@@ -87,8 +87,10 @@ impl GuestVm {
 
     /// Ends the guest and waits until what it held is free, unless somebody else has the VM as well.
     pub(crate) fn end(vm: Arc<Self>) {
-        if let Self::Remote(vm) = &*vm {
-            vm.end();
+        match &*vm {
+            // Also if somebody else has it.
+            Self::Local(vm) => vm.stop(),
+            Self::Remote(vm) => vm.end(),
         }
         drop(vm);
     }

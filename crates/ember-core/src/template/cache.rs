@@ -1,5 +1,6 @@
 //! Templates that were built before, or are built now by somebody else.
 
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -92,12 +93,30 @@ async fn look(plan: Plan, store: &Store, key: &Key) -> Result<(Plan, Found), Err
         let found = match load(&plan, &path) {
             Ok(inner) => Found::Template(Box::new(inner)),
             // It would be so when it is built, too.
-            Err(error) if error.kind() == ErrorKind::Exhausted => return Err(error),
+            Err(error) if lacks_room(&error) => return Err(error),
             Err(error) => Found::Refused(error),
         };
         Ok((plan, found))
     })
     .await
+}
+
+/// Whether this host had no room for the template, as opposed to a template that cannot be read.
+fn lacks_room(error: &Error) -> bool {
+    let full = |error: &io::Error| {
+        matches!(
+            error.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        )
+    };
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = next {
+        if error.downcast_ref().is_some_and(full) {
+            return true;
+        }
+        next = error.source();
+    }
+    ember_vmm::is_exhausted(error)
 }
 
 fn load(plan: &Plan, path: &Path) -> Result<Inner, Error> {

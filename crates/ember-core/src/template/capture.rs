@@ -4,11 +4,12 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use ember_guest::host;
+use ember_guest::host::{self, Agent};
 use ember_snapshot::memory::{MemoryBuilder, MemoryImage};
 use ember_snapshot::state::VmState;
 use ember_vmm::{Checkpoint, LiveSaveError, MemoryCopy, RestoreError};
 use ember_worker::host::RemoteCopy;
+use tokio::sync::oneshot;
 
 use super::{Inner, Memory, Parcel};
 use crate::blocking::blocking;
@@ -30,29 +31,37 @@ pub(crate) async fn capture(sandbox: &Sandbox) -> Result<Inner, Error> {
     let from = move || builder(base.as_deref().map(Memory::image), bytes);
     let memory = blocking(TAKING, from).await?;
     let guest = Arc::clone(parts.guest);
-    let (vm, overlay) = (Arc::clone(&parts.vm), parts.fixture.overlay.clone());
+    // Whoever ends the guest meanwhile need not wait for this.
+    let (vm, overlay) = (Arc::downgrade(&parts.vm), parts.fixture.overlay.clone());
+    drop(parts.vm);
     let take = move || {
         let stillness = guest.stillness();
+        let Some(vm) = vm.upgrade() else {
+            let message = "the guest was ended while its state was taken";
+            return Err(Error::new(ErrorKind::Closed, message));
+        };
         match overlay {
             None => take(&vm, memory).map(|taken| (taken, None)),
             Some(overlay) => take_with(&vm, &stillness, memory, &overlay)
                 .map(|(taken, copy)| (taken, Some(copy))),
         }
     };
-    let agent = parts.agent.clone();
+    let (agent, captures) = (parts.agent.clone(), Arc::clone(&parts.guest.captures));
+    let (sender, taken) = oneshot::channel();
     // A task of its own: who does not wait for it any more must not leave a guest that keeps silent.
-    let whole = tokio::spawn(async move {
-        agent.freeze().await?;
-        let taken = blocking(TAKING, take).await;
-        // Also when it failed: the guest is its owner's.
-        agent.thaw().await?;
-        Ok::<_, host::Error>(taken)
+    tokio::spawn(async move {
+        let _turn = captures.lock_owned().await;
+        let result = frozen(&agent, take, || sender.is_closed()).await;
+        if let Err(unwanted) = sender.send(result) {
+            // It may be large.
+            drop(tokio::task::spawn_blocking(move || drop(unwanted)));
+        }
     });
-    let whole = whole.await.map_err(|error| {
+    let taken = taken.await.map_err(|error| {
         let message = format!("{TAKING} ended unexpectedly");
         Error::because(ErrorKind::Internal, message, error)
     })?;
-    let (taken, overlay) = match whole {
+    let (taken, overlay) = match taken {
         Ok(taken) => taken?,
         Err(error) => return Err(sandbox.explain(error).await),
     };
@@ -71,6 +80,29 @@ pub(crate) async fn capture(sandbox: &Sandbox) -> Result<Inner, Error> {
         parcel: Parcel::default(),
         paused: Some(paused),
     })
+}
+
+/// Takes a state while the guest's agent keeps silent, unless nobody wants it any more.
+async fn frozen<T: Send + 'static>(
+    agent: &Agent,
+    take: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    is_unwanted: impl Fn() -> bool,
+) -> Result<Result<T, Error>, host::Error> {
+    let unwanted = || {
+        let message = "nobody waits for the guest's state any more";
+        Err(Error::new(ErrorKind::Internal, message))
+    };
+    if is_unwanted() {
+        return Ok(unwanted());
+    }
+    agent.freeze().await?;
+    let taken = match is_unwanted() {
+        true => unwanted(),
+        false => blocking(TAKING, take).await,
+    };
+    // Also when it failed: the guest is its owner's.
+    agent.thaw().await?;
+    Ok(taken)
 }
 
 /// A state whose memory may still be being copied, while its guest goes on.

@@ -276,14 +276,18 @@ impl Executor<'_> {
             return Ok(result(request, &done, None));
         }
         let result = self.execute_file(request, language, &scratch, client);
-        if result.is_err() {
-            // It has ended, or still runs what nobody waits for.
+        if matches!(result, Err(Failed::Gone)) {
+            // It still runs what nobody waits for.
             self.backend = None;
         }
-        // What cannot be removed is in the way of nobody: its name is not used again.
         let remove = ["rm", "-rf", &scratch].map(|word| word.as_bytes().to_vec());
         let remove = self.command(remove.to_vec(), FILES, Limits::default());
-        let _ = self.run(&remove, &[], None);
+        if self.run(&remove, &[], None).is_err() {
+            // It has ended. What cannot be removed is in the way of nobody: whose turn it is to have
+            // that name removes it first.
+            self.backend = None;
+            let _ = self.run(&remove, &[], None);
+        }
         result
     }
 
