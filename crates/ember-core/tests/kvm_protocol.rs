@@ -550,7 +550,9 @@ fn ten_thousand_random_requests_are_answered_and_leave_nothing() {
         }
         until_there_are(&sandbox, NESTED, 1).await;
         let before = held(&sandbox).await;
-        let gate = LeakGate::arm().unwrap();
+        // The runtime's idle threads end after ten seconds.
+        let settle = Duration::from_secs(20);
+        let gate = LeakGate::builder().settle(settle).arm().unwrap();
 
         let mut runner = TestRunner::deterministic();
         let requests = prop::collection::vec(sent(), AHEAD);
