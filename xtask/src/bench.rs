@@ -64,7 +64,7 @@ pub(crate) fn run(names: &[String]) -> Result<u8> {
     if !figures.is_empty() {
         print!("{}", table(&figures));
         say!("written: {}", path.display());
-        if let Some(readme) = languages_table::write(&figures, &saved(&path))? {
+        if let Some(readme) = languages_table::write(&figures)? {
             say!("written: the languages in {}", readme.display());
         }
     }
@@ -218,16 +218,12 @@ fn save(figures: &[Value], path: &Path) -> Result<()> {
     if let Some(parent) = path.parent() {
         dirs::create(parent)?;
     }
-    let merged = merge(saved(path), figures);
+    let old = fs::read(path)
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let merged = merge(old.unwrap_or_default(), figures);
     fs::write(path, format!("{:#}\n", Value::from(merged)))
         .with_context(|| format!("writing {}", path.display()))
-}
-
-/// What has been measured, now or before.
-fn saved(path: &Path) -> Vec<Value> {
-    let figures = fs::read(path).ok();
-    let figures = figures.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    figures.unwrap_or_default()
 }
 
 fn merge(mut old: Vec<Value>, new: &[Value]) -> Vec<Value> {

@@ -14,16 +14,10 @@ const END: &str = "<!-- languages end -->";
 const HEAD: &str = "| language | version | cold | fork → result |\n| --- | --- | --- | --- |\n";
 const FIGURES: [&str; 2] = ["cold", "result"];
 
-/// Puts the languages among `measured` into the table, and leaves its other rows as they are; the other
-/// half of a row may have been measured before, and is in `saved`. Says the file, if there was something
-/// to write.
-pub(crate) fn write(measured: &[Value], saved: &[Value]) -> Result<Option<PathBuf>> {
-    let mut rows = rows(saved);
-    rows.retain(|language, _| {
-        let prefix = format!("language.{language}.");
-        let mut names = measured.iter().filter_map(|figure| figure["name"].as_str());
-        names.any(|name| name.starts_with(&prefix))
-    });
+/// Puts the languages among `figures` into the table, and leaves its other rows as they are. Says the
+/// file, if there was something to write. The two figures of a language are measured together.
+pub(crate) fn write(figures: &[Value]) -> Result<Option<PathBuf>> {
+    let rows = rows(figures);
     if rows.is_empty() {
         return Ok(None);
     }

@@ -101,7 +101,7 @@ impl Snapshot {
                 Some(id) if id == sections::DISK_PAGES.id => read.disk_pages = Some(*section),
                 _ => {}
             }
-            if kind.is_some_and(Kind::is_pages) {
+            if kind.is_some_and(|kind| sections::is_pages(kind.id)) {
                 continue;
             }
             let content = match kind {

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use super::container::{HEADER_BYTES, Section};
-use super::sections::{DISK_PAGES, IdHasher, PAGES};
+use super::sections::{IdHasher, is_pages};
 
 /// The length of the file, all checksums and the id, as they would be if somebody had written these
 /// sections. What the directory says otherwise is left as it is.
@@ -29,7 +29,7 @@ pub(crate) fn repair(bytes: &mut [u8]) -> Option<()> {
             checksum: 0,
         };
         id.section(&section);
-        if [PAGES.id, DISK_PAGES.id].contains(&section.id) {
+        if is_pages(section.id) {
             continue;
         }
         let start = usize::try_from(offset).ok()?;

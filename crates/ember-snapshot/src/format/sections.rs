@@ -16,11 +16,9 @@ pub(super) struct Kind {
     pub(super) skippable: bool,
 }
 
-impl Kind {
-    /// Whether it is pages, which an index has the checksums of, and which are read one by one.
-    pub(super) fn is_pages(&self) -> bool {
-        [PAGES.id, DISK_PAGES.id].contains(&self.id)
-    }
+/// Whether the section `id` is pages, which an index has the checksums of, and which are read one by one.
+pub(super) fn is_pages(id: u32) -> bool {
+    [PAGES.id, DISK_PAGES.id].contains(&id)
 }
 
 const MIB: u64 = 1 << 20;

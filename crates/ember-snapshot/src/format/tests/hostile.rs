@@ -16,7 +16,7 @@ fn crafted(sections: &[(u32, u16, bool, &[u8])]) -> Vec<u8> {
     let mut id = IdHasher::new();
     let mut written = Vec::new();
     for &(number, version, skippable, content) in sections {
-        let data = [sections::PAGES.id, sections::DISK_PAGES.id].contains(&number);
+        let data = sections::is_pages(number);
         let section = Section {
             id: number,
             version,
