@@ -104,14 +104,6 @@ impl Machine {
             GuestVm::end(vm);
         }
     }
-
-    /// Ends the guest and waits until everything that the VM held is free.
-    pub(crate) async fn close(mut self) {
-        if let Some(vm) = self.vm.take() {
-            // A panic in there was reported where it happened, and there is no more to free.
-            let _ = tokio::task::spawn_blocking(move || GuestVm::end(vm)).await;
-        }
-    }
 }
 
 impl Drop for Machine {

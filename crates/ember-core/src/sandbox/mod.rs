@@ -346,19 +346,9 @@ impl Sandbox {
 
     /// Ends the guest, now, and returns when everything it held is free. What ran in it is over;
     /// nothing that it wrote is kept.
-    pub async fn close(mut self) {
-        let machine = self.guest.take();
-        if let Some(machine) = machine {
-            machine.stop();
-            // Who is taking its state for somebody who waits no longer has the VM as well.
-            let guest = Arc::clone(&self.guest);
-            let _ = tokio::task::spawn_blocking(move || drop(guest.stillness())).await;
-            machine.close().await;
-        }
-        if let Some(overlay) = self.fixture.overlay.take() {
-            // The last who has a large file waits while it is freed.
-            let _ = tokio::task::spawn_blocking(move || drop(overlay)).await;
-        }
+    pub async fn close(self) {
+        // A panic in there was reported where it happened, and there is no more to free.
+        let _ = tokio::task::spawn_blocking(move || self.end()).await;
     }
 
     /// Whether the guest has not ended yet.
@@ -369,8 +359,12 @@ impl Sandbox {
     /// [`close`](Self::close) for a thread that may wait.
     pub(crate) fn end(self) {
         if let Some(machine) = self.guest.take() {
+            machine.stop();
+            // Who is taking its state for somebody who waits no longer has the VM as well.
+            drop(self.guest.stillness());
             machine.end();
         }
+        // What it wrote to goes last, and takes its time if it is a large file.
     }
 
     /// The parts of a running guest that its state is taken from.

@@ -68,10 +68,10 @@ impl Watch {
     /// Bytes of the files that it wrote. Nobody knows whose the files on a disk are: what there is
     /// more of them than before counts, whoever wrote it.
     fn disk(&self, tree: &Tree) -> u64 {
-        let written = self
-            .disk_before
-            .zip(self.disk_before.and_then(|_| used_disk()));
-        let written = written.map_or(0, |(before, now)| now.saturating_sub(before));
+        let written = match (self.disk_before, used_disk()) {
+            (Some(before), Some(now)) => now.saturating_sub(before),
+            _ => 0,
+        };
         tree.disk().saturating_add(written)
     }
 
